@@ -95,6 +95,7 @@ func (e *Error) Error() string {
 
 // ValidReceivedCloseCode reports whether a peer may put code into a Close frame:
 // 1000–1003, 1007–1014 and 3000–4999 (RFC 6455 §7.4 and the IANA registry).
+// gobwas/ws's own check refuses the registry's 1012–1014 and takes 5000 and above.
 func ValidReceivedCloseCode(code uint16) bool {
 	switch {
 	case code >= 1000 && code <= 1003, code >= 1007 && code <= 1014, code >= 3000 && code <= 4999:
