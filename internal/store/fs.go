@@ -35,6 +35,7 @@ type grave struct {
 	err    error      // why; set once
 	active int        // changes on disk under way
 	lock   io.Closer  // the directory's lock, nil once given back
+	leave  bool       // a dead instance's lock is given back when active is 0
 	failed int        // failed changes of other files in a row
 }
 
@@ -87,17 +88,26 @@ func (g *grave) end(critical bool, op, name string, err error) {
 	g.mu.Unlock()
 	if err != nil && critical {
 		g.bury(fmt.Errorf("%s %s: %w", op, name, err))
+	}
+	g.unlockIdle()
+	if err != nil && critical {
 		g.park()
 	}
 }
 
-// unlock gives a dead instance's lock on the directory back, unless a change
-// is still under way: then nobody else may open the directory while this
-// process lives.
+// unlock gives a dead instance's lock on the directory back, as soon as no
+// change is under way any more.
 func (g *grave) unlock() {
 	g.mu.Lock()
+	g.leave = true
+	g.mu.Unlock()
+	g.unlockIdle()
+}
+
+func (g *grave) unlockIdle() {
+	g.mu.Lock()
 	var l io.Closer
-	if g.active == 0 {
+	if g.leave && g.active == 0 {
 		l, g.lock = g.lock, nil
 	}
 	g.mu.Unlock()

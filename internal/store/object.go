@@ -186,6 +186,9 @@ func (e *entry) retire(c *commit) bool {
 // lock binds the handle to the object's header, reading it if need be, and
 // returns with e.mu held unless it fails.
 func (o *Object) lock() error {
+	if err := o.s.over.Load(); err != nil {
+		return *err
+	}
 	e := o.e
 	e.mu.Lock()
 	for !o.bound || !e.loaded {

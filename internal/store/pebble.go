@@ -402,8 +402,18 @@ func (e *pebbleEngine) Commit(commits []Commit) []error {
 		return failAll(answers, e.Err())
 	}
 	b := e.db.NewBatch()
+	// Objects stay open until the batch is applied: two commits of one object
+	// build on each other.
+	opened := make([]bool, len(commits))
+	defer func() {
+		for i, ok := range opened {
+			if ok {
+				e.Release(commits[i].ID)
+			}
+		}
+	}()
 	for i := range commits {
-		answers[i] = e.write(b, &commits[i])
+		opened[i], answers[i] = e.write(b, &commits[i])
 	}
 	if !b.Empty() {
 		if err := e.db.Apply(b, pebble.Sync); err != nil {
@@ -426,27 +436,27 @@ func failAll(answers []error, err error) []error {
 	return answers
 }
 
-// write checks a commit and adds it to b whole, or not at all.
-func (e *pebbleEngine) write(b *pebble.Batch, c *Commit) error {
+// write checks a commit and adds it to b whole, or not at all. It tells whether
+// it opened the object.
+func (e *pebbleEngine) write(b *pebble.Batch, c *Commit) (opened bool, err error) {
 	if err := c.check(pebbleLimits); err != nil {
-		return err
+		return false, err
 	}
 	if c.Epoch != e.epoch {
-		return ErrFenced
+		return false, ErrFenced
 	}
 	if _, err := e.Open(c.ID, c.Epoch); err != nil {
-		return err
+		return false, err
 	}
-	defer e.Release(c.ID)
 	prev, next, ok := e.advance(c)
 	if !ok {
-		return ErrFenced
+		return true, ErrFenced
 	}
 	if err := appendCommit(b, c, prev, next); err != nil {
 		e.g.bury(fmt.Errorf("build a batch: %w", err)) // half of it may be in b
-		return e.Err()
+		return true, e.Err()
 	}
-	return nil
+	return true, nil
 }
 
 // advance checks what c expects against the open header and moves that on, as

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -80,10 +81,11 @@ type Store struct {
 	limits Limits
 	cfg    Config
 
-	dead     chan struct{} // closed after err is set
-	stopped  chan struct{} // closed when the committer has ended
-	closing  chan struct{} // closed by Close at its end: the watcher goes
-	watching chan struct{} // closed when the watcher has ended
+	dead     chan struct{}         // closed after err is set
+	over     atomic.Pointer[error] // err, for those who hold another lock
+	stopped  chan struct{}         // closed when the committer has ended
+	closing  chan struct{}         // closed by Close at its end: the watcher goes
+	watching chan struct{}         // closed when the watcher has ended
 
 	mu      sync.Mutex // guards the following
 	entries map[ID]*entry
@@ -390,6 +392,7 @@ func (s *Store) write(group []*commit) (answers []error, ok bool) {
 // end stops taking commits. The caller holds qmu.
 func (s *Store) end(err error) {
 	s.phase, s.err = phaseEnded, err
+	s.over.Store(&err)
 	s.wake.Signal()
 	s.makeRoom()
 	s.answerRest()
@@ -522,6 +525,7 @@ func (s *Store) bury(err error) {
 		s.end(err)
 	}
 	s.err = err
+	s.over.Store(&err)
 	close(s.dead)
 	if s.cfg.OnDead != nil {
 		go s.cfg.OnDead(err)
