@@ -1,0 +1,306 @@
+package hibernate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/hibernate-go/hibernate/internal/registry"
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/wire"
+)
+
+// A Handshake is what a [Route] knows of a request.
+type Handshake struct {
+	r *http.Request
+}
+
+// Path is the path of the request's URL, decoded.
+func (h *Handshake) Path() string { return h.r.URL.Path }
+
+// PathValue is the value of a wildcard of the pattern that the request matched,
+// as [net/http.Request.PathValue].
+func (h *Handshake) PathValue(name string) string { return h.r.PathValue(name) }
+
+// Query are the parameters of the request's URL.
+func (h *Handshake) Query() url.Values { return h.r.URL.Query() }
+
+// Header is the request's header. It must not be changed.
+func (h *Handshake) Header() http.Header { return h.r.Header }
+
+// Host is the host the request was sent to.
+func (h *Handshake) Host() string { return h.r.Host }
+
+// RemoteAddr is the peer's address.
+func (h *Handshake) RemoteAddr() string { return h.r.RemoteAddr }
+
+// Context is the request's context.
+func (h *Handshake) Context() context.Context { return h.r.Context() }
+
+// A Route decides which object a request is for. It runs before any object is
+// woken, may run concurrently, and is the place to authorise. Its error is the
+// answer: the status of a [Refuse], 400 for a name that is too long, else 500.
+type Route func(*Handshake) (Join, error)
+
+// A Join says which object a request is for, and for an object without ServeHTTP
+// how its WebSocket is to be accepted.
+type Join struct {
+	// Object is the object. It is required.
+	Object Stub
+	// Tags, Attachment and Protocol are those of the WebSocket, as in
+	// [AcceptOptions], if the class has no ServeHTTP or SkipServeHTTP is set.
+	Tags       []string
+	Attachment any
+	Protocol   string
+	// Header goes with the 101 answer. Its names and values are checked.
+	Header http.Header
+	// SkipServeHTTP has upgrades accepted without the object's ServeHTTP.
+	SkipServeHTTP bool
+}
+
+// Refuse is an error that has a [Route]'s request answered with status and text.
+func Refuse(status int, text string) error { return &refusal{status, text} }
+
+type refusal struct {
+	status int
+	text   string
+}
+
+func (e *refusal) Error() string { return fmt.Sprintf("%d %s", e.status, e.text) }
+
+// Handler serves what route decides: WebSocket upgrades and other requests.
+//
+// An upgrade request is checked first (426, 400 or 403 without waking anybody).
+// A class with ServeHTTP gets the request there and accepts it with
+// [State.AcceptWebSocket]. Without, the socket joins the object as the Join says,
+// without constructing an instance, and requests that are no upgrades are
+// answered 426.
+func (n *Namespace) Handler(route Route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		join, err := route(&Handshake{r})
+		if err == nil {
+			err = join.Object.check()
+		}
+		if err != nil {
+			n.class.refuse(w, r, err)
+			return
+		}
+		c := join.Object.class
+		if c.http && !(join.SkipServeHTTP && wire.IsUpgrade(r)) {
+			join.Object.ServeHTTP(w, r)
+			return
+		}
+		c.join(w, r, &join)
+	})
+}
+
+// refuse answers a request whose route failed.
+func (c *class) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var refused *refusal
+	var limit *LimitError
+	switch {
+	case errors.As(err, &refused):
+		http.Error(w, refused.text, refused.status)
+	case errors.As(err, &limit) && limit.Limit == limitName, errors.Is(err, ErrInvalid):
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	default:
+		c.fail(w, r, err)
+	}
+}
+
+// fail answers a request that failed.
+func (c *class) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if c.opt.ErrorHandler != nil {
+		c.opt.ErrorHandler(w, r, err)
+		return
+	}
+	status := http.StatusInternalServerError
+	var limit *LimitError
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		status = http.StatusServiceUnavailable
+	case errors.As(err, &tooLarge):
+		status = http.StatusRequestEntityTooLarge
+	case errors.As(err, &limit):
+		status = http.StatusServiceUnavailable
+	}
+	http.Error(w, http.StatusText(status), status)
+}
+
+// checkUpgrade answers an upgrade request that must not go on, and reports
+// whether it may.
+func (c *class) checkUpgrade(w http.ResponseWriter, r *http.Request) bool {
+	if bad := wire.CheckHandshake(r); bad != nil {
+		for name, values := range bad.Header {
+			w.Header()[name] = values
+		}
+		http.Error(w, bad.Text, bad.Status)
+		return false
+	}
+	check := c.opt.CheckOrigin
+	if check == nil {
+		check = wire.SameOrigin
+	}
+	if !check(r) {
+		http.Error(w, "origin not allowed", http.StatusForbidden)
+		return false
+	}
+	if !hijackable(w) {
+		http.Error(w, "the connection cannot be taken over: is a middleware hiding http.Hijacker?", http.StatusInternalServerError)
+		return false
+	}
+	return true
+}
+
+// hijackable reports whether w, or what it wraps, can be hijacked.
+func hijackable(w http.ResponseWriter) bool {
+	for {
+		if _, ok := w.(http.Hijacker); ok {
+			return true
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false
+		}
+		w = u.Unwrap()
+	}
+}
+
+// join accepts an upgrade for an object without asking it.
+func (c *class) join(w http.ResponseWriter, r *http.Request, j *Join) {
+	if !c.checkUpgrade(w, r) {
+		return
+	}
+	u, err := c.newUpgrade(r, AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol}, j.Header)
+	if err != nil {
+		c.refuse(w, r, err)
+		return
+	}
+	s, err := c.rt.reg.Join(c.reg, j.Object.id.key, j.Object.name, u.tags, u.attachment)
+	if err != nil {
+		c.fail(w, r, err)
+		return
+	}
+	c.upgrade(w, r, s, u)
+}
+
+// AcceptOptions say how a WebSocket is accepted.
+type AcceptOptions struct {
+	// Tags are at most 10 distinct ones of at most 256 bytes (semantics 1.5, 1.6).
+	Tags []string
+	// Attachment is the first attachment; nil is none.
+	Attachment any
+	// Protocol is the subprotocol, one of those that the client offered; empty is
+	// none.
+	Protocol string
+}
+
+// An upgrade is an accepted handshake, ready to be answered.
+type upgrade struct {
+	tags       *socket.Tags
+	attachment []byte
+	protocol   string
+	header     http.Header
+}
+
+func (c *class) newUpgrade(r *http.Request, o AcceptOptions, header http.Header) (*upgrade, error) {
+	u := &upgrade{protocol: o.Protocol, header: header}
+	var err error
+	if u.tags, err = newTags(o.Tags); err != nil {
+		return nil, err
+	}
+	if o.Attachment != nil {
+		if u.attachment, err = c.encodeAttachment(o.Attachment); err != nil {
+			return nil, err
+		}
+	}
+	if o.Protocol != "" && !slices.Contains(wire.OfferedProtocols(r), o.Protocol) {
+		return nil, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
+	}
+	return u, nil
+}
+
+// upgrade takes the connection over, answers 101 and connects s. If that fails s
+// leaves its object without an event.
+func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket, u *upgrade) {
+	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, u.header)
+	if err != nil {
+		registry.Unlist(s)
+		c.fail(w, r, fmt.Errorf("%w: %w", ErrInvalid, err))
+		return
+	}
+	if r.Context().Err() != nil {
+		registry.Unlist(s)
+		return
+	}
+	nc, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		registry.Unlist(s)
+		c.fail(w, r, err)
+		return
+	}
+	var early []byte
+	if n := rw.Reader.Buffered(); n > 0 {
+		early, _ = rw.Reader.Peek(n) // never fails: they are there
+	}
+	if err := s.Open(c.rt.poller, nc, response, early); err != nil {
+		registry.Unlist(s)
+		c.rt.log.Debug("upgrade failed", "class", c.name, "err", err)
+	}
+}
+
+// AcceptWebSocket accepts the upgrade request that ServeHTTP was called with. w and
+// r are ServeHTTP's own, or wrap them; r's context is the turn. o may be nil.
+//
+// The socket is listed at once, and can be sent to. The connection is taken over
+// and answered 101 when ServeHTTP has returned and its turn is durable: headers
+// set until then go with the 101, frames sent before follow it. If ServeHTTP
+// writes another status after all, panics, or the client has left by then, the
+// socket goes without an event.
+//
+// A request that is no valid upgrade is answered here (426, 400; 403 for its
+// origin). A *LimitError or [ErrInvalid] for the options leaves the request
+// untouched, so that another accept may follow (semantics 1.7). A second accept of
+// one request is [ErrState].
+func (s *State) AcceptWebSocket(w http.ResponseWriter, r *http.Request, o *AcceptOptions) (WebSocket, error) {
+	t, err := s.turn(r.Context())
+	if err != nil {
+		return WebSocket{}, err
+	}
+	res := responseOf(w)
+	if res == nil || res.turn != t {
+		return WebSocket{}, fmt.Errorf("%w: the ResponseWriter is not that of this turn", ErrOutsideTurn)
+	}
+	if err := t.Check(); err != nil {
+		return WebSocket{}, err
+	}
+	res.mu.Lock()
+	used := res.sock != nil || res.status != 0
+	res.mu.Unlock()
+	if used {
+		return WebSocket{}, fmt.Errorf("%w: the request was accepted or answered already", ErrState)
+	}
+	if !wire.IsUpgrade(res.request) { // else it was checked before the object was woken
+		s.class.checkUpgrade(w, r)
+		return WebSocket{}, fmt.Errorf("%w: not a WebSocket upgrade request", ErrInvalid)
+	}
+	if o == nil {
+		o = &AcceptOptions{}
+	}
+	u, err := s.class.newUpgrade(r, *o, res.header)
+	if err != nil {
+		return WebSocket{}, err
+	}
+	sock, err := t.Accept(u.tags, u.attachment)
+	if err != nil {
+		return WebSocket{}, err
+	}
+	res.mu.Lock()
+	res.sock, res.upgrade = sock, u
+	res.mu.Unlock()
+	return WebSocket{sock}, nil
+}

@@ -1,0 +1,406 @@
+// Package hibernate gives a Go server objects that leave memory while their
+// WebSockets stay open: Cloudflare's Durable Object WebSocket Hibernation API,
+// in your own process.
+//
+// A class is a Go type whose methods handle events. Objects of it are found by
+// name, run one event at a time, and own transactional storage. An object that
+// has been idle for [Options.IdleTimeout] is dropped; its connections, their
+// tags and attachments stay, each a descriptor and a small record without
+// goroutine, timer or buffer. The next message, close, request or alarm
+// constructs it anew.
+//
+//	rt, err := hibernate.Open("data", nil)
+//	rooms, err := hibernate.Register(rt, "Room", NewRoom, nil)
+//	http.Handle("/room/{name}", rooms.Handler(func(h *hibernate.Handshake) (hibernate.Join, error) {
+//		return hibernate.Join{Object: rooms.GetByName(h.PathValue("name"))}, nil
+//	}))
+//
+// # Turns
+//
+// An event's handler runs in a turn. Turns of one object never overlap; [Await]
+// gives the turn up while the handler waits for the outside world. The handler's
+// ctx names the turn: what has an effect takes it, and refuses use outside the
+// turn with [ErrOutsideTurn].
+//
+// # Durability
+//
+// All writes of a turn are one atomic commit. What a turn sends - frames, closes,
+// HTTP responses, results of calls - leaves only once the writes before it are on
+// disk. The turn itself does not wait for the disk: the next one may begin.
+//
+// A handler that returns an error has still happened: its writes and sends stand
+// (unless [ClassOptions].RollbackOnError). A handler that panics has not: its
+// turn is undone and its instance dropped, while the sockets stay.
+package hibernate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/poll"
+	"github.com/hibernate-go/hibernate/internal/registry"
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/store"
+)
+
+// Errors that calls end in. Test for them with [errors.Is].
+var (
+	// ErrOutsideTurn is returned when a ctx is used that is not that of a running
+	// turn of the object: after the handler returned, while it is in Await, in
+	// another object, or a ctx that never belonged to a turn.
+	ErrOutsideTurn = registry.ErrOutsideTurn
+	// ErrReset is returned when the instance that made the call is gone: the
+	// object was reset, its turn was undone, or it has hibernated.
+	ErrReset = registry.ErrReset
+	// ErrReentrant is returned for a call that would wait for itself.
+	ErrReentrant = registry.ErrReentrant
+	// ErrState is returned for a call that is not allowed in the present state,
+	// such as accepting a request twice or deleting everything inside a
+	// transaction.
+	ErrState = registry.ErrState
+	// ErrClosed is returned for a send to a WebSocket that was closed from this
+	// side, and by the zero WebSocket.
+	ErrClosed = socket.ErrClosed
+	// ErrTxnDone is returned for the use of a transaction that was rolled back
+	// or whose function has returned.
+	ErrTxnDone = errors.New("transaction is over")
+	// ErrInvalid is returned for an argument that can never be valid.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrUnavailable is returned when storage has failed or the runtime is
+	// closed or shutting down.
+	ErrUnavailable = store.ErrUnavailable
+)
+
+// A LimitError says which limit was exceeded, its maximum, and what was given.
+type LimitError = registry.LimitError
+
+// A PanicError is what a handler panicked with.
+type PanicError = registry.PanicError
+
+// A Clock tells the time and calls back later. Options take one so that tests
+// can move time.
+type Clock = alarm.Clock
+
+// A Timer is one pending call of a [Clock].
+type Timer = alarm.Timer
+
+// Options configure a [Runtime]. The zero value is ready for use.
+type Options struct {
+	// IdleTimeout is how long an object stays in memory after its last event.
+	// Zero is 10 s; negative is an error.
+	IdleTimeout time.Duration
+
+	// Logger gets what handlers return as errors, panics, resets and failures of
+	// storage. Nil is slog.Default().
+	Logger *slog.Logger
+
+	// Clock replaces the system's time in tests. It drives idle times, alarms and
+	// timeouts. Nil is the system's.
+	Clock Clock
+
+	// Limits bound what peers and objects can use.
+	Limits Limits
+
+	// OnFatal is called once, on a goroutine of its own, when storage has failed
+	// for good and the runtime is dead. Nil does nothing; Done and Err tell too.
+	OnFatal func(error)
+
+	// EvictEveryTurn drops an object's instance before every event that finds it
+	// without other work under way, so that state kept in fields by mistake
+	// shows at once. For tests.
+	EvictEveryTurn bool
+}
+
+// Limits bound what peers and objects can use. Zero is the default of each; a
+// negative value is an error from Open.
+type Limits struct {
+	// Message is the size of a received message in bytes, after reassembly.
+	// More is answered with close code 1009. Default 1 MiB.
+	Message int64
+	// Fragments is the number of frames of one message. More is answered with
+	// close code 1009. Default 4,096.
+	Fragments int
+	// Sockets is the number of WebSockets of the runtime. Default: no limit but
+	// the descriptors of the process.
+	Sockets int
+	// SocketsPerObject is the number of WebSockets of one object, closing ones
+	// included. Default 32,768 (semantics §0).
+	SocketsPerObject int
+	// SendQueue is the number of bytes that may wait for one peer that does not
+	// read. A peer that lets more pile up is disconnected. Default 64 MiB.
+	SendQueue int64
+	// Undelivered is the number of bytes that one turn may send before its
+	// commit. More is a *LimitError from Send. Default 256 MiB.
+	Undelivered int64
+	// RequestBody is the size of an HTTP request's body in bytes. More is
+	// answered with status 413. Default 1 MiB.
+	RequestBody int64
+	// Response is the number of bytes of an HTTP response that may wait to be
+	// durable or for a client that does not read. More is a *LimitError from
+	// Write. Default 64 MiB.
+	Response int64
+	// Waiting is the number of requests and calls that may wait for one object.
+	// More is answered with status 503. Default 1,024.
+	Waiting int
+	// Constructing is the number of constructors that may run at once. Default 64.
+	Constructing int
+	// Key and Value are bytes of a storage key and of an encoded value; Keys is
+	// the number of keys in one GetMany. Defaults 2,048, 131,072 and 128.
+	Key, Value, Keys int
+	// Attachment is bytes of an encoded attachment. Default 16,384.
+	Attachment int
+}
+
+// maxName is the longest name of an object, in bytes.
+const maxName = 1024
+
+func (l *Limits) withDefaults() error {
+	for _, f := range []struct {
+		name string
+		v    *int64
+		def  int64
+	}{
+		{"Message", &l.Message, 1 << 20},
+		{"SendQueue", &l.SendQueue, 64 << 20},
+		{"Undelivered", &l.Undelivered, 256 << 20},
+		{"RequestBody", &l.RequestBody, 1 << 20},
+		{"Response", &l.Response, 64 << 20},
+	} {
+		if err := defaultTo(f.name, f.v, f.def); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		name string
+		v    *int
+		def  int
+	}{
+		{"Fragments", &l.Fragments, 4096},
+		{"Sockets", &l.Sockets, 0},
+		{"SocketsPerObject", &l.SocketsPerObject, 32768},
+		{"Waiting", &l.Waiting, 1024},
+		{"Constructing", &l.Constructing, 64},
+		{"Key", &l.Key, 2048},
+		{"Value", &l.Value, 131072},
+		{"Keys", &l.Keys, 128},
+		{"Attachment", &l.Attachment, 16384},
+	} {
+		if err := defaultTo(f.name, f.v, f.def); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func defaultTo[N int | int64](name string, v *N, def N) error {
+	if *v < 0 {
+		return fmt.Errorf("%w: Limits.%s is %d", ErrInvalid, name, *v)
+	}
+	if *v == 0 {
+		*v = def
+	}
+	return nil
+}
+
+// A Runtime holds the objects of one storage directory. Several may exist in one
+// process. All methods are safe for concurrent use.
+type Runtime struct {
+	opt    Options // immutable
+	log    *slog.Logger
+	store  *store.Store
+	poller *poll.Poller
+	reg    *registry.Registry
+
+	mu     sync.Mutex // guards the following
+	err    error      // why the runtime ended
+	closed bool
+	done   chan struct{} // closed when the runtime has ended
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Open opens a runtime whose objects keep their storage in dir, which is created
+// if it is not there. An empty dir keeps it in memory, for tests. o may be nil.
+//
+// A directory belongs to one runtime at a time. The error names the directory
+// if it cannot be read or written, is in use, is corrupt, or was written by a
+// newer version.
+//
+// Open reads no objects. A class's alarms run from its [Register] on.
+func Open(dir string, o *Options) (*Runtime, error) {
+	rt := &Runtime{done: make(chan struct{})}
+	if o != nil {
+		rt.opt = *o
+	}
+	opt := &rt.opt
+	if opt.IdleTimeout < 0 {
+		return nil, fmt.Errorf("%w: Options.IdleTimeout is %v", ErrInvalid, opt.IdleTimeout)
+	}
+	if opt.IdleTimeout == 0 {
+		opt.IdleTimeout = 10 * time.Second
+	}
+	if opt.Clock == nil {
+		opt.Clock = alarm.Real{}
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.Default()
+	}
+	rt.log = opt.Logger
+	if err := opt.Limits.withDefaults(); err != nil {
+		return nil, err
+	}
+	var err error
+	if rt.store, err = store.Open(store.Config{Dir: dir, Logger: rt.log, OnDead: rt.die}); err != nil {
+		return nil, fmt.Errorf("hibernate: %w", err)
+	}
+	if rt.poller, err = poll.New(poll.Options{Logger: rt.log}); err != nil {
+		return nil, errors.Join(fmt.Errorf("hibernate: poller: %w", err), rt.store.Close())
+	}
+	rt.reg = registry.New(registry.Config{
+		Store:            rt.store,
+		Clock:            opt.Clock,
+		Logger:           rt.log,
+		IdleTimeout:      opt.IdleTimeout,
+		MaxConstructing:  int64(opt.Limits.Constructing),
+		SocketsPerObject: opt.Limits.SocketsPerObject,
+		Sockets:          opt.Limits.Sockets,
+		Mailbox:          opt.Limits.Waiting,
+		Undelivered:      opt.Limits.Undelivered,
+		EvictEveryTurn:   opt.EvictEveryTurn,
+	})
+	return rt, nil
+}
+
+// die ends a runtime whose storage has failed: held output is dropped and every
+// connection is cut.
+func (rt *Runtime) die(err error) {
+	rt.reg.Kill(err)
+	if rt.end(err) {
+		rt.log.Error("storage failed, runtime is dead", "err", err)
+		if rt.opt.OnFatal != nil {
+			rt.opt.OnFatal(err)
+		}
+	}
+}
+
+// end notes that the runtime has ended and reports whether it was the first.
+func (rt *Runtime) end(err error) bool {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if rt.closed {
+		return false
+	}
+	rt.closed, rt.err = true, err
+	close(rt.done)
+	return true
+}
+
+// Done is closed when the runtime has ended: after Close, or when its storage
+// has failed for good.
+func (rt *Runtime) Done() <-chan struct{} { return rt.done }
+
+// Err is nil while the runtime works and after a Close, and tells why storage
+// has failed otherwise.
+func (rt *Runtime) Err() error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.err
+}
+
+// Shutdown ends the runtime with care. It takes no new work, starts no alarms,
+// waits for running handlers and WaitUntil work, makes everything durable, sends
+// every WebSocket close code 1001, waits for the peers' answers, and closes.
+// When ctx ends it cuts short what it is waiting for and says so in its error.
+//
+// Sockets it closes cause no close events and wake nobody. Call
+// [net/http.Server.Shutdown] first, so that no new request comes in; it does not
+// know of WebSockets. A second Shutdown, or a Close meanwhile, is harmless.
+func (rt *Runtime) Shutdown(ctx context.Context) error {
+	drained := rt.reg.Drain(ctx)
+	var cut error
+	if n := rt.reg.Farewell(ctx, 1001, "server is shutting down"); n > 0 {
+		cut = fmt.Errorf("%d WebSockets did not answer and were cut", n)
+	}
+	return errors.Join(drained, cut, rt.Close())
+}
+
+// Close ends the runtime at once. Handlers that are running are cut off from
+// their objects (their calls fail with [ErrReset]) and every connection is cut.
+// Everything that was committed is made durable. Close may be called twice.
+func (rt *Runtime) Close() error {
+	rt.closing.Do(func() {
+		rt.reg.Kill(fmt.Errorf("%w: runtime is closed", ErrUnavailable))
+		rt.closeErr = rt.store.Close()
+		rt.reg.Close()
+		rt.closeErr = errors.Join(rt.closeErr, rt.poller.Close())
+		rt.end(nil)
+	})
+	return rt.closeErr
+}
+
+var _ io.Closer = (*Runtime)(nil)
+
+// Stats are sizes of now and counters since Open.
+type Stats struct {
+	Sockets         int64 // connected WebSockets
+	ObjectsInMemory int64 // objects with an instance
+	ObjectsAsleep   int64 // objects without one that have WebSockets
+
+	Constructed   uint64 // instances made
+	Hibernated    uint64 // instances dropped because they were idle or evicted
+	Failed        uint64 // constructors that failed
+	Resets        uint64 // objects reset
+	Messages      uint64 // messages delivered to handlers
+	AutoResponses uint64 // messages answered without a handler
+	Panics        uint64 // handlers that panicked
+	HandlerErrors uint64 // handlers that returned an error
+
+	Commits uint64 // turns whose writes are durable
+	Syncs   uint64 // syncs of the disk that took
+}
+
+// Stats reads the counters. It blocks nobody.
+func (rt *Runtime) Stats() Stats {
+	r, s := rt.reg.Stats(), rt.store.Stats()
+	return Stats{
+		Sockets:         r.Sockets,
+		ObjectsInMemory: r.InMemory,
+		ObjectsAsleep:   max(r.Records-r.InMemory, 0),
+		Constructed:     r.Constructed,
+		Hibernated:      r.Hibernated,
+		Failed:          r.Failed,
+		Resets:          r.Reset,
+		Messages:        r.Messages,
+		AutoResponses:   r.AutoResponses,
+		Panics:          r.Panics,
+		HandlerErrors:   r.HandlerErrors,
+		Commits:         s.Commits,
+		Syncs:           s.Groups,
+	}
+}
+
+// Resident reports whether the object has an instance in memory, and how many
+// were made since its record came into memory (a record goes with the object's
+// last WebSocket and instance). It never wakes the object.
+func (rt *Runtime) Resident(id ID) (constructed uint64, inMemory bool) {
+	r := rt.reg.Residence(id.key)
+	return r.Constructed, r.InMemory
+}
+
+// Evict drops the object's instance as if it had been idle, after what waits for
+// it has run. It fails if handlers in Await or WaitUntil work keep the object
+// busy, and does nothing if there is no instance. For tests and operations.
+func (rt *Runtime) Evict(ctx context.Context, id ID) error {
+	return rt.reg.Evict(ctx, id.key)
+}
+
+// EvictAll evicts every object that is in memory, and returns the errors of
+// those that could not be.
+func (rt *Runtime) EvictAll(ctx context.Context) error { return rt.reg.EvictAll(ctx) }

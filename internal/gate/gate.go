@@ -1,0 +1,137 @@
+// Package gate decides which output may leave.
+package gate
+
+import "sync"
+
+// Seq numbers the commits of one object, from 1.
+type Seq uint64
+
+// A Gate holds an object's output until the commits before it are durable.
+//
+//   - Every Issue is answered by exactly one Open or Fail, in order.
+//   - Output leaves in the order of its Hold, each through one call of the
+//     release function, never two at once.
+//   - After Fail, what is held and what comes later is released with that error.
+//
+// The zero value with a release function (Init) is open.
+type Gate[T any] struct {
+	release  func(T, error) // immutable, like released; both are called without the lock
+	released func()         // after each run of releases
+
+	mu       sync.Mutex // guards the following; held only for arithmetic and lists
+	issued   Seq        // last commit handed out
+	durable  Seq        // this commit and all before it are on disk
+	err      error      // first failed commit; set once
+	held     []held[T]
+	draining bool // someone is releasing; they will look again
+}
+
+type held[T any] struct {
+	after Seq
+	out   T
+}
+
+// Init sets the function that lets output go, and one that is called after each
+// run of such calls. It must be called before use.
+func (g *Gate[T]) Init(release func(T, error), released func()) {
+	g.release, g.released = release, released
+}
+
+// Issue announces a commit: output held from now on waits for it.
+func (g *Gate[T]) Issue() Seq {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.issued++
+	return g.issued
+}
+
+// Hold lets out go once everything issued so far is durable: at once, on the
+// caller's goroutine, if nothing is outstanding.
+func (g *Gate[T]) Hold(out T) {
+	g.HoldAll([]T{out})
+}
+
+// HoldAll is Hold for each of outs, in order.
+func (g *Gate[T]) HoldAll(outs []T) {
+	if len(outs) == 0 {
+		return
+	}
+	g.mu.Lock()
+	if len(g.held) == 0 && !g.draining && (g.durable == g.issued || g.err != nil) {
+		g.draining = true
+		err := g.err
+		g.mu.Unlock()
+		for _, out := range outs {
+			g.release(out, err)
+		}
+		g.released()
+		g.mu.Lock()
+		g.draining = false
+		g.drainLocked()
+		return
+	}
+	for _, out := range outs {
+		g.held = append(g.held, held[T]{g.issued, out})
+	}
+	g.drainLocked()
+}
+
+// Open says that commit s and all before it are durable, and releases what
+// waited for them on the caller's goroutine.
+func (g *Gate[T]) Open(s Seq) {
+	g.mu.Lock()
+	if s > g.issued {
+		g.mu.Unlock()
+		panic("BUG: gate opened past what was issued")
+	}
+	g.durable = max(g.durable, s)
+	g.drainLocked()
+}
+
+// Fail says that commit s did not become durable. The gate never opens again.
+func (g *Gate[T]) Fail(s Seq, err error) {
+	g.mu.Lock()
+	if g.err == nil {
+		g.err = err
+	}
+	g.durable = max(g.durable, s)
+	g.drainLocked()
+}
+
+// Quiet reports whether nothing is outstanding or held.
+func (g *Gate[T]) Quiet() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.durable == g.issued && len(g.held) == 0 && !g.draining
+}
+
+// drainLocked releases what may leave and unlocks.
+func (g *Gate[T]) drainLocked() {
+	if g.draining {
+		g.mu.Unlock()
+		return
+	}
+	g.draining = true
+	for {
+		n := 0
+		for n < len(g.held) && (g.err != nil || g.held[n].after <= g.durable) {
+			n++
+		}
+		if n == 0 {
+			break
+		}
+		ready, err := g.held[:n:n], g.err
+		g.held = g.held[n:]
+		if len(g.held) == 0 {
+			g.held = nil
+		}
+		g.mu.Unlock()
+		for _, h := range ready {
+			g.release(h.out, err)
+		}
+		g.released()
+		g.mu.Lock()
+	}
+	g.draining = false
+	g.mu.Unlock()
+}

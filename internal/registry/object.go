@@ -1,0 +1,639 @@
+package registry
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/gate"
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/store"
+	"github.com/hibernate-go/hibernate/internal/wire"
+)
+
+// errRemoved says that a record has left the registry; look it up again.
+var errRemoved = errors.New("record was removed")
+
+// An Object is the record of one object: what stays while its instance is gone.
+type Object struct {
+	reg   *Registry
+	class *Class
+	id    store.ID
+	gate  gate.Gate[output]
+
+	// flush is owned by whoever drains the gate.
+	flush []*socket.Socket
+
+	mu          sync.Mutex // guards the following; no call out of this package is made under it
+	name        string     // "" until known
+	removed     bool       // no longer in the registry
+	mail        mailbox    // what waits for a turn
+	runner      *runner    // holds the right to run turns; nil: nobody
+	act         *Activation
+	constructed uint64 // activations so far
+	idleSince   time.Time
+	sockets     socket.List
+	auto        []Pair
+	timeout     time.Duration // of socket events; 0: none
+	alarmQueued bool          // an alarm is in the mailbox or running
+}
+
+// A Pair is one auto-response, its answer encoded as a frame.
+type Pair struct {
+	Request, Response string
+	frame             []byte
+}
+
+// NewPair encodes a pair.
+func NewPair(request, response string) Pair {
+	return Pair{request, response, wire.AppendFrame(nil, wire.Text, []byte(response))}
+}
+
+// An output is something that leaves through the gate: a frame for a socket, or
+// the call of a function that waits.
+type output struct {
+	sock  *socket.Socket
+	frame socket.Frame
+	done  func(error)
+}
+
+// A runner is the goroutine that has the right to run an object's turns. Its
+// address is its identity: a reset takes the right away by forgetting it.
+type runner struct {
+	resumed chan struct{} // the right is handed back to a handler after its Await
+}
+
+// Work is one thing to be done in a turn of an object.
+type Work struct {
+	Cause Cause
+	// Run is called in the turn, on its goroutine.
+	Run func(t *Turn, instance any) error
+	// Done is called once: with nil when everything before it is durable, or
+	// with why the work did not succeed. It must not block. It may be nil.
+	Done func(error)
+
+	only   *Activation    // run in this activation or fail
+	sock   *socket.Socket // of a socket event
+	event  socket.Event
+	resume *runner // hand the right to run turns to this one
+	// internal is bookkeeping in the object's storage, which needs no instance.
+	internal func(*store.Object)
+
+	// Guarded by the object's lock.
+	queued     bool
+	prev, next *Work
+	finished   bool // Done was called, or handed to the gate
+}
+
+// Cause says why a turn runs, and so why an object was woken.
+type Cause uint8
+
+const (
+	CauseMessage Cause = iota + 1
+	CauseClose
+	CauseError
+	CauseRequest
+	CauseAlarm
+	CauseCall
+	CauseDo
+	CauseEvict
+)
+
+var causes = [...]string{"", "message", "close", "error", "request", "alarm", "call", "do", "evict"}
+
+func (c Cause) String() string { return causes[c] }
+
+// A mailbox is a queue of work. Its lock is the object's.
+type mailbox struct {
+	first, last *Work
+	n           int // requests, calls and Do functions
+}
+
+func (m *mailbox) push(w *Work) {
+	w.queued, w.prev, w.next = true, m.last, nil
+	if m.last != nil {
+		m.last.next = w
+	} else {
+		m.first = w
+	}
+	m.last = w
+	if w.counted() {
+		m.n++
+	}
+}
+
+func (m *mailbox) remove(w *Work) {
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		m.first = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		m.last = w.prev
+	}
+	w.queued, w.prev, w.next = false, nil, nil
+	if w.counted() {
+		m.n--
+	}
+}
+
+// counted reports whether w counts towards the mailbox's limit. Socket events
+// are bounded by the sockets, resumes by the handlers.
+func (w *Work) counted() bool { return w.sock == nil && w.resume == nil }
+
+// ID is the object's id.
+func (o *Object) ID() store.ID { return o.id }
+
+// Class is the object's class.
+func (o *Object) Class() *Class { return o.class }
+
+// Name is the name the object was found by, if that is known.
+func (o *Object) Name() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.name
+}
+
+func (o *Object) setName(name string) {
+	o.mu.Lock()
+	if o.name == "" {
+		o.name = name
+	}
+	o.mu.Unlock()
+}
+
+func (o *Object) log() *slog.Logger {
+	return o.reg.cfg.Logger.With("class", o.class.Name, "id", hex.EncodeToString(o.id[:]), "name", o.Name())
+}
+
+// post queues w and sees to it that somebody runs it.
+func (o *Object) post(w *Work, name string) error {
+	o.mu.Lock()
+	if o.removed {
+		o.mu.Unlock()
+		return errRemoved
+	}
+	if limit := o.reg.cfg.Mailbox; w.counted() && limit > 0 && o.mail.n >= limit {
+		o.mu.Unlock()
+		return &LimitError{Limit: "work waiting for one object", Max: int64(limit), Got: int64(limit) + 1}
+	}
+	if o.name == "" {
+		o.name = name
+	}
+	o.mail.push(w)
+	run := o.claimLocked()
+	o.mu.Unlock()
+	if run != nil {
+		o.reg.goWork(func() { o.run(run) })
+	}
+	return nil
+}
+
+// claimLocked takes the right to run turns if it is free and there is work.
+func (o *Object) claimLocked() *runner {
+	if o.runner != nil || o.mail.first == nil {
+		return nil
+	}
+	o.runner = &runner{resumed: make(chan struct{}, 1)}
+	return o.runner
+}
+
+// Withdraw takes w out of the queue and reports whether it was still there.
+// Its Done is then not called.
+func (o *Object) withdraw(w *Work) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !w.queued {
+		return false
+	}
+	o.mail.remove(w)
+	return true
+}
+
+// Withdraw takes back work that has not begun and reports whether it could. Its
+// Done is then not called.
+func (r *Registry) Withdraw(id store.ID, w *Work) bool {
+	o := r.find(id)
+	return o != nil && o.withdraw(w)
+}
+
+// run runs turns until there is no work left or the right to do so is gone.
+func (o *Object) run(me *runner) {
+	normal := false
+	defer func() {
+		if !normal { // Goexit in user code: this goroutine ends, the object goes on
+			o.reg.goWork(func() { o.run(me) })
+		}
+	}()
+	for o.step(me) {
+	}
+	normal = true
+}
+
+// step does one piece of work and reports whether to go on.
+func (o *Object) step(me *runner) bool {
+	o.mu.Lock()
+	if o.runner != me {
+		o.mu.Unlock()
+		return false
+	}
+	w := o.mail.first
+	if w == nil {
+		o.runner = nil
+		o.mu.Unlock()
+		o.settle()
+		return false
+	}
+	o.mail.remove(w)
+	if w.resume != nil {
+		o.runner = w.resume
+		o.mu.Unlock()
+		w.resume.resumed <- struct{}{}
+		return false
+	}
+	a := o.act
+	evict := a != nil && w.internal == nil && (w.Cause == CauseEvict || o.reg.cfg.EvictEveryTurn) && len(a.blockers) == 0
+	if evict {
+		o.dropLocked()
+	}
+	busy := 0
+	if a != nil {
+		busy = len(a.blockers)
+	}
+	o.mu.Unlock()
+	if evict {
+		o.hibernated(a)
+		a = nil
+	}
+	if w.Cause == CauseEvict {
+		var err error
+		if a != nil {
+			err = &BusyError{Blockers: busy}
+		}
+		o.finish(w, err)
+		return true
+	}
+	if w.internal != nil {
+		o.keepBooks(a, w)
+		return true
+	}
+	if w.only != nil && w.only != a {
+		o.finish(w, ErrReset)
+		return true
+	}
+	if a == nil {
+		if a = o.construct(me, w); a == nil {
+			return true
+		}
+	}
+	o.turn(me, a, w)
+	return true
+}
+
+// keepBooks runs internal work, with no instance if there is none.
+func (o *Object) keepBooks(a *Activation, w *Work) {
+	var st *store.Object
+	if a != nil {
+		st = a.Store
+	} else {
+		st = o.reg.cfg.Store.Object(o.id, o.class.Name, o.Name())
+		defer st.Close()
+	}
+	w.internal(st)
+	o.commitStore(st, true, true)
+	o.gate.Hold(output{done: func(err error) { o.finish(w, err) }})
+}
+
+// BusyError is why an object could not be evicted.
+type BusyError struct{ Blockers int }
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("object is busy: %d handlers or tasks under way", e.Blockers)
+}
+
+// finish tells w's outcome, once.
+func (o *Object) finish(w *Work, err error) {
+	o.mu.Lock()
+	done := !w.finished
+	w.finished = true
+	o.mu.Unlock()
+	if done && w.Done != nil {
+		w.Done(err)
+	}
+}
+
+// settle is called when something of the object has come to an end: it starts
+// the idle time of an instance, or removes a record nobody needs.
+func (o *Object) settle() {
+	o.mu.Lock()
+	if a := o.act; a != nil {
+		o.idleSince = o.reg.cfg.Clock.Now()
+		arm := !a.idleArmed && o.runner == nil && len(a.blockers) == 0
+		if arm {
+			a.idleArmed = true
+		}
+		o.mu.Unlock()
+		if arm {
+			o.reg.timers.Set(&a.idle, o.reg.cfg.IdleTimeout)
+		}
+		return
+	}
+	gone := !o.removed && o.runner == nil && o.mail.first == nil && o.sockets.Len() == 0 && o.gate.Quiet()
+	if gone {
+		o.removed = true
+	}
+	o.mu.Unlock()
+	if gone {
+		sh := o.reg.shard(o.id)
+		sh.mu.Lock()
+		delete(sh.objects, o.id)
+		sh.mu.Unlock()
+		o.reg.stats.records.Add(-1)
+	}
+}
+
+// idleCheck runs when a's idle time may be over.
+func (o *Object) idleCheck(a *Activation) {
+	o.mu.Lock()
+	a.idleArmed = false
+	if o.act != a || o.runner != nil || len(a.blockers) > 0 || o.mail.first != nil {
+		o.mu.Unlock() // settle comes when it ends
+		return
+	}
+	if left := o.reg.cfg.IdleTimeout - o.reg.cfg.Clock.Now().Sub(o.idleSince); left > 0 {
+		a.idleArmed = true
+		o.mu.Unlock()
+		o.reg.timers.Set(&a.idle, left)
+		return
+	}
+	o.dropLocked()
+	o.mu.Unlock()
+	o.hibernated(a)
+	o.settle()
+}
+
+// dropLocked lets go of the instance. The caller calls hibernated after unlocking.
+func (o *Object) dropLocked() { o.act = nil }
+
+// hibernated ends an activation that left nothing behind.
+func (o *Object) hibernated(a *Activation) {
+	o.reg.stats.hibernated.Add(1)
+	o.reg.stats.inMemory.Add(-1)
+	a.end(ErrReset)
+}
+
+// A Blocker is something that keeps an activation in memory.
+type Blocker struct {
+	Name  string
+	Since time.Time
+}
+
+func (o *Object) addBlocker(a *Activation, name string) *Blocker {
+	b := &Blocker{name, o.reg.cfg.Clock.Now()}
+	o.mu.Lock()
+	a.blockers[b] = struct{}{}
+	o.mu.Unlock()
+	return b
+}
+
+func (o *Object) dropBlocker(a *Activation, b *Blocker) {
+	o.mu.Lock()
+	delete(a.blockers, b)
+	o.mu.Unlock()
+	o.settle()
+}
+
+// fall takes the instance away from everybody who still uses it. Handlers that
+// come back from Await meet cause. With cut, the sockets go too: that is a reset
+// (semantics 10.5). Either way the next event constructs anew.
+func (o *Object) fall(a *Activation, cause error, cut bool) {
+	o.mu.Lock()
+	if o.act != a {
+		o.mu.Unlock()
+		return
+	}
+	o.act = nil
+	o.runner = nil // the handler that runs now, if any, has lost its right
+	var sockets []*socket.Socket
+	var lost []*Work
+	if cut {
+		sockets = o.takeSocketsLocked()
+	}
+	for w := o.mail.first; w != nil; {
+		next := w.next
+		if w.resume != nil || cut && w.sock != nil {
+			o.mail.remove(w)
+			if w.resume != nil {
+				lost = append(lost, w)
+			}
+		}
+		w = next
+	}
+	o.mu.Unlock()
+
+	o.reg.stats.inMemory.Add(-1)
+	if cut {
+		o.reg.stats.resets.Add(1)
+	}
+	running := a.end(cause)
+	for _, t := range running {
+		o.finish(t.work, resetError(cause))
+	}
+	for _, w := range lost {
+		w.resume.resumed <- struct{}{} // it finds its activation ended
+	}
+	for _, s := range sockets {
+		s.Cut()
+	}
+	o.reg.sockets.Add(-int64(len(sockets)))
+	o.mu.Lock()
+	next := o.claimLocked()
+	o.mu.Unlock()
+	if next != nil {
+		o.reg.goWork(func() { o.run(next) })
+	} else {
+		o.settle()
+	}
+}
+
+// takeSocketsLocked empties the object of sockets and of what belongs to them.
+func (o *Object) takeSocketsLocked() []*socket.Socket {
+	var all []*socket.Socket
+	for s := range o.sockets.OldestFirst() {
+		all = append(all, s)
+	}
+	for _, s := range all {
+		o.sockets.Remove(s)
+	}
+	o.auto, o.timeout = nil, 0
+	return all
+}
+
+// detachSockets empties the object of sockets for a farewell.
+func (o *Object) detachSockets() []*socket.Socket {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.takeSocketsLocked()
+}
+
+// kill ends the object for good: queued work fails with err.
+func (o *Object) kill(err error) {
+	o.mu.Lock()
+	a := o.act
+	var failed []*Work
+	for w := o.mail.first; w != nil; {
+		next := w.next
+		if w.resume == nil {
+			o.mail.remove(w)
+			failed = append(failed, w)
+		}
+		w = next
+	}
+	o.mu.Unlock()
+	for _, w := range failed {
+		o.finish(w, err)
+	}
+	if a != nil {
+		o.fall(a, err, true)
+		return
+	}
+	o.mu.Lock()
+	sockets := o.takeSocketsLocked()
+	o.mu.Unlock()
+	for _, s := range sockets {
+		s.Cut()
+	}
+	o.reg.sockets.Add(-int64(len(sockets)))
+}
+
+// Deliver takes an event of one of the object's sockets.
+func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
+	if !o.class.Behavior.HandlesSocket(e.Kind) {
+		if e.Kind != socket.Message {
+			o.removeSocket(s)
+			o.settle()
+		}
+		return false
+	}
+	o.reg.stats.events.Add(1)
+	w := &Work{sock: s, event: e}
+	switch e.Kind {
+	case socket.Message:
+		o.reg.stats.messages.Add(1)
+		w.Cause = CauseMessage
+	case socket.Close:
+		w.Cause = CauseClose
+	case socket.Error:
+		w.Cause = CauseError
+	}
+	if o.reg.closing.Load() {
+		return true // unanswered; the farewell comes
+	}
+	o.mu.Lock()
+	if !socket.Listed(s) {
+		o.mu.Unlock()
+		return false // cut, or taken back: nobody waits for its events
+	}
+	o.mail.push(w)
+	run := o.claimLocked()
+	o.mu.Unlock()
+	if run != nil {
+		o.reg.goWork(func() { o.run(run) })
+	}
+	return true
+}
+
+// AutoResponse finds the answer to text and notes the time (semantics 7).
+func (o *Object) AutoResponse(s *socket.Socket, text []byte) ([]byte, bool) {
+	o.mu.Lock()
+	auto := o.auto
+	o.mu.Unlock()
+	for i := range auto {
+		if auto[i].Request == string(text) {
+			s.SetAnswered(o.reg.cfg.Clock.Now())
+			o.reg.stats.autoResponses.Add(1)
+			return auto[i].frame, true
+		}
+	}
+	return nil, false
+}
+
+// Hold queues a frame of the runtime's own behind everything that is held.
+func (o *Object) Hold(s *socket.Socket, f socket.Frame) {
+	o.gate.Hold(output{sock: s, frame: f})
+}
+
+// release lets one output go. The gate calls it, one at a time.
+func (o *Object) release(out output, err error) {
+	if out.done != nil {
+		out.done(err)
+		return
+	}
+	if err == nil && out.sock.Queue(out.frame) {
+		o.flush = append(o.flush, out.sock)
+	}
+}
+
+// released writes what release has queued.
+func (o *Object) released() {
+	for i, s := range o.flush {
+		s.Flush()
+		o.flush[i] = nil
+	}
+	if cap(o.flush) > 64 {
+		o.flush = nil
+	} else {
+		o.flush = o.flush[:0]
+	}
+}
+
+// removeSocket takes s out of the list and reports whether it was in.
+func (o *Object) removeSocket(s *socket.Socket) bool {
+	o.mu.Lock()
+	was := o.sockets.Remove(s)
+	o.mu.Unlock()
+	if was {
+		o.reg.sockets.Add(-1)
+	}
+	return was
+}
+
+// Sockets are the object's sockets: without tags the newest first, with tags
+// those that have all of them, the oldest first (semantics 2.1).
+func (o *Object) Sockets(tags []string) []*socket.Socket {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(tags) == 0 {
+		all := make([]*socket.Socket, 0, o.sockets.Len())
+		for s := range o.sockets.NewestFirst() {
+			all = append(all, s)
+		}
+		return all
+	}
+	var all []*socket.Socket
+	for s := range o.sockets.OldestFirst() {
+		if s.Tags().HasAll(tags) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// AutoResponses are the pairs in force. The slice must not be changed.
+func (o *Object) AutoResponses() []Pair {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.auto
+}
+
+// EventTimeout bounds each socket event; 0: it does not.
+func (o *Object) EventTimeout() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.timeout
+}

@@ -1,0 +1,440 @@
+// Package registry keeps objects: it finds them by id, runs their events one
+// turn at a time, constructs an instance when there is none, and lets go of it
+// when the object has been idle.
+//
+// An Object is the record that stays while the instance is gone: its sockets,
+// auto-responses and whatever is still on its way out. An Activation is one
+// in-memory life of it. A Turn is one stretch of exclusive work of one
+// activation, and the context that user code holds.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/store"
+)
+
+// Errors that calls of user code end in. The root package documents them.
+var (
+	ErrReset       = errors.New("object was reset")
+	ErrOutsideTurn = errors.New("called outside a turn of this object")
+	ErrReentrant   = errors.New("call would wait for itself")
+	ErrState       = errors.New("not allowed in this state")
+	ErrOverloaded  = errors.New("object has too much waiting for it")
+	ErrShutdown    = fmt.Errorf("%w: runtime is shutting down", store.ErrUnavailable)
+)
+
+// A LimitError says which limit was exceeded.
+type LimitError struct {
+	Limit string // what is limited, and its unit
+	Max   int64
+	Got   int64
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("%s: %d is over the limit of %d", e.Limit, e.Got, e.Max)
+}
+
+// A PanicError is what a handler panicked with.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("handler panicked: %v", e.Value) }
+
+// Unwrap is the value, if it is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+// Config is the surroundings of a Registry. It is immutable.
+type Config struct {
+	Store            *store.Store
+	Clock            alarm.Clock
+	Logger           *slog.Logger
+	IdleTimeout      time.Duration
+	MaxConstructing  int64
+	SocketsPerObject int
+	Sockets          int
+	Mailbox          int   // requests, calls and Do functions waiting at one object
+	Undelivered      int64 // bytes a turn may hold back for sockets
+	EvictEveryTurn   bool
+}
+
+// A Behavior is what a class's instances do, in terms of this package. It runs
+// user code: calls come on the goroutine of a turn, with no lock held.
+type Behavior interface {
+	// Construct makes the instance of a.
+	Construct(ctx context.Context, a *Activation) (any, error)
+	// HandlesSocket reports whether instances want socket events of kind k.
+	HandlesSocket(k socket.EventKind) bool
+	// SocketEvent tells instance of an event of s.
+	SocketEvent(ctx context.Context, instance any, s *socket.Socket, e socket.Event) error
+	// HandlesAlarm reports whether instances have an alarm handler.
+	HandlesAlarm() bool
+	// Alarm runs the alarm handler.
+	Alarm(ctx context.Context, instance any, a AlarmInfo) error
+}
+
+// AlarmInfo is what an alarm handler is told.
+type AlarmInfo struct {
+	Scheduled time.Time
+	Retries   int // counted failures before this run
+}
+
+// A Class is the immutable description of one kind of object.
+type Class struct {
+	Name             string
+	Behavior         Behavior
+	Sockets          *socket.Config
+	RollbackOnError  bool
+	ConstructTimeout time.Duration
+}
+
+// A Registry is the set of all objects of a runtime.
+type Registry struct {
+	cfg          Config
+	timers       *alarm.Timers
+	alarms       *alarm.Scheduler
+	constructing *semaphore.Weighted
+	lives        census       // goroutines that run turns or WaitUntil work
+	busy         atomic.Int64 // goroutines at work, for Quiet
+
+	stats   counters
+	closing atomic.Bool
+	sockets atomic.Int64
+
+	classMu sync.RWMutex // guards the following
+	classes map[string]*Class
+
+	shards [shardCount]shard
+	outbox outbox
+}
+
+const shardCount = 64
+
+// A shard is one part of the objects, by the leading bits of their id.
+type shard struct {
+	mu      sync.Mutex // guards the following
+	objects map[store.ID]*Object
+}
+
+type counters struct {
+	constructed, hibernated, failed, resets atomic.Uint64
+	events, messages, autoResponses         atomic.Uint64
+	panics, handlerErrors                   atomic.Uint64
+	inMemory, records                       atomic.Int64
+}
+
+// New returns an empty registry. Start begins to run alarms.
+func New(cfg Config) *Registry {
+	r := &Registry{cfg: cfg, timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
+	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
+	for i := range r.shards {
+		r.shards[i].objects = map[store.ID]*Object{}
+	}
+	r.alarms = alarm.NewScheduler(cfg.Clock, (*alarmSource)(r))
+	r.outbox.start()
+	return r
+}
+
+// Timers are the registry's deadlines, for the sockets of its classes.
+func (r *Registry) Timers() *alarm.Timers { return r.timers }
+
+// Clock is the registry's clock.
+func (r *Registry) Clock() alarm.Clock { return r.cfg.Clock }
+
+// AddClass makes c known. Its alarms run from now on.
+func (r *Registry) AddClass(c *Class) error {
+	r.classMu.Lock()
+	if _, ok := r.classes[c.Name]; ok {
+		r.classMu.Unlock()
+		return fmt.Errorf("class %q is already registered", c.Name)
+	}
+	r.classes[c.Name] = c
+	r.classMu.Unlock()
+	r.alarms.Wake()
+	return nil
+}
+
+func (r *Registry) class(name string) *Class {
+	r.classMu.RLock()
+	defer r.classMu.RUnlock()
+	return r.classes[name]
+}
+
+func (r *Registry) shard(id store.ID) *shard { return &r.shards[id[0]%shardCount] }
+
+// Object returns the record of id, and makes one if there is none. The caller
+// must post to it: a record without sockets or work is removed when it settles.
+func (r *Registry) object(c *Class, id store.ID, name string) *Object {
+	sh := r.shard(id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	o := sh.objects[id]
+	if o == nil {
+		o = &Object{reg: r, class: c, id: id, name: name}
+		o.gate.Init(o.release, o.released)
+		sh.objects[id] = o
+		r.stats.records.Add(1)
+	}
+	return o
+}
+
+// find returns the record of id, if there is one.
+func (r *Registry) find(id store.ID) *Object {
+	sh := r.shard(id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.objects[id]
+}
+
+// each calls f for every record, without a lock.
+func (r *Registry) each(f func(*Object)) {
+	for i := range r.shards {
+		sh := &r.shards[i]
+		sh.mu.Lock()
+		objects := make([]*Object, 0, len(sh.objects))
+		for _, o := range sh.objects {
+			objects = append(objects, o)
+		}
+		sh.mu.Unlock()
+		for _, o := range objects {
+			f(o)
+		}
+	}
+}
+
+// Post queues w at the object with the given id, and constructs an instance for
+// it if there is none. name may be empty if it is not known. w.Done tells the
+// outcome, unless Post returns an error.
+func (r *Registry) Post(c *Class, id store.ID, name string, w *Work) error {
+	for {
+		if r.closing.Load() {
+			return ErrShutdown
+		}
+		if err := r.cfg.Store.Err(); err != nil {
+			return err
+		}
+		err := r.object(c, id, name).post(w, name)
+		if err != errRemoved {
+			return err
+		}
+	}
+}
+
+// Residence is what is known of an object without waking it.
+type Residence struct {
+	InMemory    bool
+	Constructed uint64 // by this record; it is forgotten with the last socket
+	Sockets     int
+}
+
+// Residence looks at an object without waking it.
+func (r *Registry) Residence(id store.ID) Residence {
+	o := r.find(id)
+	if o == nil {
+		return Residence{}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return Residence{InMemory: o.act != nil, Constructed: o.constructed, Sockets: o.sockets.Len()}
+}
+
+// Stats are counters of a registry, since it was made, and sizes of now.
+type Stats struct {
+	Sockets, InMemory, Records             int64
+	Constructed, Hibernated, Failed, Reset uint64
+	Events, Messages, AutoResponses        uint64
+	Panics, HandlerErrors                  uint64
+}
+
+// Stats reads the counters.
+func (r *Registry) Stats() Stats {
+	s := &r.stats
+	return Stats{
+		Sockets: r.sockets.Load(), InMemory: s.inMemory.Load(), Records: s.records.Load(),
+		Constructed: s.constructed.Load(), Hibernated: s.hibernated.Load(), Failed: s.failed.Load(), Reset: s.resets.Load(),
+		Events: s.events.Load(), Messages: s.messages.Load(), AutoResponses: s.autoResponses.Load(),
+		Panics: s.panics.Load(), HandlerErrors: s.handlerErrors.Load(),
+	}
+}
+
+// Quiet reports whether nothing is running or under way: whatever happens next
+// comes from outside or from the clock.
+func (r *Registry) Quiet() bool {
+	return r.busy.Load() == 0 && r.alarms.Quiet() && r.outbox.quiet() && r.cfg.Store.Stats().Pending == 0
+}
+
+// work runs f on a goroutine that Drain waits for.
+func (r *Registry) goWork(f func()) {
+	r.lives.add()
+	r.busy.Add(1)
+	go func() {
+		defer r.lives.done()
+		defer r.busy.Add(-1)
+		f()
+	}()
+}
+
+// Drain stops alarms, refuses new work and waits until what is under way has
+// ended, or ctx has.
+func (r *Registry) Drain(ctx context.Context) error {
+	r.closing.Store(true)
+	r.alarms.Stop()
+	select {
+	case <-r.lives.zero():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("turns still running: %w", context.Cause(ctx))
+	}
+}
+
+// A census counts goroutines. Unlike a sync.WaitGroup it may grow while somebody
+// waits for it.
+type census struct {
+	mu   sync.Mutex // guards the following
+	n    int
+	none chan struct{} // closed at zero; nil if nobody waits
+}
+
+func (c *census) add() {
+	c.mu.Lock()
+	c.n++
+	c.mu.Unlock()
+}
+
+func (c *census) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n--
+	if c.n == 0 && c.none != nil {
+		close(c.none)
+		c.none = nil
+	}
+}
+
+// zero is closed the next time that the count is zero.
+func (c *census) zero() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	none := c.none
+	if none == nil {
+		none = make(chan struct{})
+		if c.n == 0 {
+			close(none)
+		} else {
+			c.none = none
+		}
+	}
+	return none
+}
+
+// Farewell closes every socket with a code, without telling its object, and
+// waits until the peers have answered or ctx ends. It returns how many were
+// cut instead.
+func (r *Registry) Farewell(ctx context.Context, code uint16, reason string) int {
+	var all []*socket.Socket
+	r.each(func(o *Object) { all = append(all, o.detachSockets()...) })
+	var cut atomic.Int64
+	var g errgroup.Group
+	g.SetLimit(256)
+	for _, s := range all {
+		g.Go(func() error {
+			if !s.Goodbye(ctx, code, reason) {
+				cut.Add(1)
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	r.sockets.Add(-int64(len(all)))
+	return int(cut.Load())
+}
+
+// Kill ends everything at once: instances, sockets, held output. It is for
+// Close and for a store that died. Work that was queued fails with err.
+func (r *Registry) Kill(err error) {
+	r.closing.Store(true)
+	r.alarms.Stop()
+	r.each(func(o *Object) { o.kill(err) })
+	r.timers.Stop()
+}
+
+// Close waits for the registry's own goroutines. It follows Kill, and the
+// store's Close.
+func (r *Registry) Close() {
+	r.alarms.Wait()
+	r.outbox.stop()
+}
+
+// An outbox opens gates on a goroutine of its own, so that the committer can go
+// on while sockets are written.
+type outbox struct {
+	mu      sync.Mutex // guards the following
+	wake    sync.Cond
+	queue   []func()
+	running bool // a call is being made
+	stopped bool
+	ended   chan struct{}
+}
+
+func (b *outbox) start() {
+	b.wake.L = &b.mu
+	b.ended = make(chan struct{})
+	go func() {
+		defer close(b.ended)
+		b.mu.Lock()
+		for {
+			for len(b.queue) == 0 && !b.stopped {
+				b.running = false
+				b.wake.Wait()
+			}
+			if len(b.queue) == 0 {
+				b.mu.Unlock()
+				return
+			}
+			calls := b.queue
+			b.queue, b.running = nil, true
+			b.mu.Unlock()
+			for _, f := range calls {
+				f()
+			}
+			b.mu.Lock()
+		}
+	}()
+}
+
+func (b *outbox) put(f func()) {
+	b.mu.Lock()
+	b.queue = append(b.queue, f)
+	b.mu.Unlock()
+	b.wake.Signal()
+}
+
+func (b *outbox) quiet() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queue) == 0 && !b.running
+}
+
+func (b *outbox) stop() {
+	b.mu.Lock()
+	b.stopped = true
+	b.mu.Unlock()
+	b.wake.Signal()
+	<-b.ended
+}

@@ -1,0 +1,311 @@
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/wire"
+)
+
+// The input side has one owner at a time. It is the poller's goroutine until an
+// event is delivered, nobody while the event waits, and then the caller of
+// Handled until it has decoded what was left and resumed the poller.
+
+// Input takes bytes that the poller has read.
+func (s *Socket) Input(p []byte) (more bool) {
+	s.mu.Lock()
+	if s.flags&discarding != 0 {
+		b := s.busyLocked()
+		b.discarded += len(p)
+		over := b.discarded > s.cfg.LingerBytes
+		s.mu.Unlock()
+		if over {
+			s.drop()
+		}
+		return !over
+	}
+	stop := s.flags&(cut|lost|failed|recvClose) != 0
+	if !stop && s.flags&waiting != 0 {
+		b := s.busyLocked()
+		b.in = append(b.in, p...)
+		s.mu.Unlock()
+		return false
+	}
+	s.mu.Unlock()
+	if stop {
+		return true // nothing counts behind a Close or a violation
+	}
+	return s.decode(p)
+}
+
+// decode takes items out of p until an event is delivered, and reports whether
+// it came to the end of p without one. It keeps no reference to p.
+func (s *Socket) decode(p []byte) (more bool) {
+	for {
+		it, n, err := s.dec.Next(p, &s.cfg.Wire)
+		p = p[n:]
+		if err != nil {
+			s.fail(err)
+			return false
+		}
+		switch it.Kind {
+		case wire.None:
+			return true
+		case wire.Ping:
+			// A pong goes behind what was queued before, never inside a frame.
+			s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)})
+		case wire.Pong:
+		case wire.Close:
+			s.peerClosed(it)
+			// With the answer under way, the end of the stream can wait for it.
+			// Nobody may ever answer by hand, so then it is looked out for.
+			return s.cfg.ManualClose
+		case wire.Text, wire.Binary:
+			if it.Kind == wire.Text {
+				if frame, ok := s.owner.AutoResponse(s, it.Data); ok {
+					if s.Sendable() == nil {
+						s.Emit(Frame{Bytes: frame})
+					}
+					continue
+				}
+			}
+			if p, more = s.message(it, p); !more {
+				return false
+			}
+		}
+	}
+}
+
+// message delivers one message and keeps rest, what was read behind it. more
+// says that the owner had no use for it and that rest is to be decoded now.
+func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
+	data := it.Data
+	if !it.Owned {
+		data = append(make([]byte, 0, len(data)), data...)
+	}
+	s.mu.Lock()
+	if s.flags&(cut|lost) != 0 {
+		s.mu.Unlock()
+		return nil, false
+	}
+	s.flags |= waiting
+	if len(rest) > 0 {
+		s.busyLocked().in = append([]byte(nil), rest...)
+	}
+	s.mu.Unlock()
+	if s.owner.Deliver(s, Event{Kind: Message, Text: it.Kind == wire.Text, Data: data}) {
+		return nil, false
+	}
+	s.mu.Lock()
+	s.flags &^= waiting
+	gone := s.flags&lost != 0
+	left = s.takeInLocked()
+	s.mu.Unlock()
+	if gone {
+		s.terminate()
+		return nil, false
+	}
+	return left, true
+}
+
+func (s *Socket) takeInLocked() (in []byte) {
+	if s.busy != nil {
+		in, s.busy.in = s.busy.in, nil
+		s.restLocked()
+	}
+	return in
+}
+
+// Handled says that the event delivered last no longer waits: its handler has
+// returned, or has let other events in. It decodes what was read behind it.
+func (s *Socket) Handled() {
+	s.mu.Lock()
+	s.flags &^= waiting
+	if s.flags&(lost|ended|cut) == lost {
+		s.mu.Unlock()
+		s.terminate()
+		return
+	}
+	if s.flags&(cut|ended) != 0 {
+		s.mu.Unlock()
+		return
+	}
+	rest := s.takeInLocked()
+	s.mu.Unlock()
+	if len(rest) == 0 || s.decode(rest) {
+		s.conn.Resume()
+	}
+}
+
+// peerClosed begins or completes the closing handshake.
+func (s *Socket) peerClosed(it wire.Item) {
+	s.mu.Lock()
+	if s.flags&(cut|lost) != 0 {
+		s.mu.Unlock()
+		return
+	}
+	s.flags |= recvClose | ended | waiting
+	s.closeCode = it.Code
+	s.dec.Drop()
+	finish := s.finishLocked()
+	s.mu.Unlock()
+	if finish {
+		s.finish()
+	} else if s.cfg.ManualClose {
+		s.awaitHandshake()
+	}
+	s.answerClose()
+	s.owner.Deliver(s, Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true})
+}
+
+// answerClose answers the peer's Close, unless the handler has to or Close was
+// sent before. The answer goes behind all output of the object that is held.
+func (s *Socket) answerClose() {
+	s.mu.Lock()
+	answer := !s.cfg.ManualClose && s.flags&(recvClose|sentClose|lost|cut) == recvClose
+	if answer {
+		s.flags |= sentClose
+	}
+	code := s.closeCode
+	s.mu.Unlock()
+	if answer {
+		s.owner.Hold(s, closeFrame(code))
+	}
+}
+
+// fail ends the connection for a violation of the protocol.
+func (s *Socket) fail(err error) {
+	var violation *wire.Error
+	if !errors.As(err, &violation) {
+		violation = &wire.Error{Code: 1002, Reason: err.Error()}
+	}
+	s.mu.Lock()
+	if s.flags&(cut|lost) != 0 {
+		s.mu.Unlock()
+		return
+	}
+	s.flags |= failed | ended | waiting
+	s.dec.Drop()
+	finish := s.finishLocked()
+	s.mu.Unlock()
+	if finish {
+		s.finish()
+	}
+	s.owner.Hold(s, Frame{Bytes: wire.AppendClose(nil, violation.Code, violation.Reason), Last: true})
+	s.owner.Deliver(s, Event{Kind: Error, Err: err})
+}
+
+// End is called by the poller when no input will come any more.
+func (s *Socket) End(err error) {
+	s.mu.Lock()
+	s.flags |= lost
+	s.dec.Drop()
+	s.mu.Unlock()
+	s.drop()
+	s.terminate()
+}
+
+// terminate delivers the one Close event of a lost connection, unless an event
+// still waits (Handled comes back to it) or the last one has been delivered.
+func (s *Socket) terminate() {
+	s.mu.Lock()
+	if s.flags&(ended|waiting|cut) != 0 {
+		s.mu.Unlock()
+		return
+	}
+	s.flags |= ended | waiting
+	s.mu.Unlock()
+	s.owner.Deliver(s, Event{Kind: Close, Code: 1006, Reason: "WebSocket disconnected without sending Close frame."})
+}
+
+// finishLocked reports whether the caller must call finish: the peer has ended
+// its side, or broken it, and our Close frame has been written.
+func (s *Socket) finishLocked() bool {
+	if s.flags&(recvClose|failed) == 0 || s.flags&wroteClose == 0 || s.flags&(linked|cut|lost|opened) != opened {
+		return false
+	}
+	if b := s.busy; b != nil && (len(b.out) > 0 || b.writing) {
+		return false
+	}
+	s.flags |= linked | discarding
+	return true
+}
+
+// finish shuts down writing and waits, for a bounded time and a bounded number
+// of bytes, for the peer's end of stream, so that the peer reads our Close and
+// then EOF rather than a reset.
+func (s *Socket) finish() {
+	if err := s.conn.CloseWrite(); err != nil {
+		s.drop()
+		return
+	}
+	s.setDeadline(s.cfg.Linger)
+	s.conn.Resume()
+}
+
+func (s *Socket) setDeadline(after time.Duration) {
+	s.mu.Lock()
+	b := s.busyLocked()
+	if b.deadline.F == nil {
+		b.deadline.F = s.expire
+	}
+	d := &b.deadline
+	gone := s.flags&cut != 0
+	s.mu.Unlock()
+	if !gone {
+		s.cfg.Timers.Set(d, after)
+	}
+}
+
+// awaitHandshake bounds the time that one side's Close may go unanswered.
+func (s *Socket) awaitHandshake() {
+	if s.cfg.CloseTimeout > 0 {
+		s.setDeadline(s.cfg.CloseTimeout)
+	}
+}
+
+// expire ends a connection whose deadline has passed.
+func (s *Socket) expire() {
+	s.drop()
+	s.terminate()
+}
+
+// drop closes the descriptor. Its peer sees the end of the stream, or a reset
+// if it was still sending.
+func (s *Socket) drop() {
+	s.conn.Close()
+	s.mu.Lock()
+	s.flags |= lost
+	b := s.busy
+	s.busy = nil
+	s.mu.Unlock()
+	if b == nil {
+		return
+	}
+	if b.deadline.F != nil {
+		s.cfg.Timers.Clear(&b.deadline)
+	}
+	if b.gone != nil {
+		close(b.gone)
+	}
+}
+
+// Cut ends the connection at once, without Close frame and without events.
+func (s *Socket) Cut() {
+	s.mu.Lock()
+	s.flags |= cut
+	s.mu.Unlock()
+	s.drop()
+}
+
+// String names the violation or the end for logs.
+func (e Event) String() string {
+	switch e.Kind {
+	case Message:
+		return fmt.Sprintf("message of %d bytes", len(e.Data))
+	case Close:
+		return fmt.Sprintf("close %d", e.Code)
+	}
+	return fmt.Sprintf("error %v", e.Err)
+}

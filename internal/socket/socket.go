@@ -1,0 +1,244 @@
+// Package socket is the connection that survives its object's sleep: the raw
+// descriptor, what is half read, what is not yet written, the closing
+// handshake, and the tags and attachment that belong to it.
+//
+// A Socket at rest is a descriptor and this record. It has no goroutine, no
+// timer and no buffer. Its object is known to it only as an Owner.
+package socket
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/poll"
+	"github.com/hibernate-go/hibernate/internal/wire"
+)
+
+// ReadyState is how far a connection has been closed, with the numbers of the
+// WebSocket API.
+type ReadyState uint8
+
+const (
+	Open    ReadyState = 1 // neither side has sent Close
+	Closing ReadyState = 2 // one side has, or the connection was lost
+	Closed  ReadyState = 3 // both have
+)
+
+// ErrClosed is returned for a send after the socket was closed from this side.
+var ErrClosed = errors.New("WebSocket is closed")
+
+// ErrSlowReader ends a connection whose peer lets more than Config.SendQueue
+// bytes pile up.
+var ErrSlowReader = errors.New("peer does not read what it is sent")
+
+// Config is what all sockets of a class share. It is immutable.
+type Config struct {
+	Wire         wire.Config
+	ManualClose  bool          // the handler answers a peer's Close, not the runtime
+	SendQueue    int64         // bytes that may wait for a slow peer; 0: no limit
+	Linger       time.Duration // how long to wait for the peer's end of stream after both sides sent Close
+	LingerBytes  int           // how much input to discard meanwhile
+	CloseTimeout time.Duration // how long a half-closed socket may stay so; 0 or less: for ever
+	Timers       *alarm.Timers
+}
+
+// EventKind says what an Event tells.
+type EventKind uint8
+
+const (
+	Message EventKind = iota + 1
+	Close             // the peer sent Close, or the connection ended without (WasClean false)
+	Error             // the peer broke the protocol
+)
+
+// An Event is something that the object's handlers are told. The last event of
+// a socket is one Close or one Error.
+type Event struct {
+	Kind     EventKind
+	Text     bool   // Message: text rather than binary
+	Data     []byte // Message: the payload, owned by the receiver
+	Code     int    // Close
+	Reason   string
+	WasClean bool
+	Err      error // Error
+}
+
+// An Owner is told what happens to its sockets. Calls come on a goroutine of
+// the poller, or on the one that called Handled, and must not block.
+type Owner interface {
+	// Deliver takes the next event of s. No other follows, and nothing more is
+	// decoded, before Handled is called. False says that the event is of no
+	// interest and has been dropped; Handled must then not be called.
+	Deliver(s *Socket, e Event) bool
+	// AutoResponse returns the frame that answers text without waking the
+	// object, if there is one.
+	AutoResponse(s *Socket, text []byte) (frame []byte, ok bool)
+	// Hold has s.Emit(f) called behind everything the object has held so far.
+	Hold(s *Socket, f Frame)
+}
+
+// A Frame is encoded output, shared by all sockets it goes to.
+type Frame struct {
+	Bytes []byte
+	Last  bool // a Close frame: nothing may follow
+}
+
+// A Socket is one accepted WebSocket.
+type Socket struct {
+	conn  poll.Conn // safe for concurrent use; attached by Open
+	owner Owner     // immutable
+	cfg   *Config   // immutable
+	tags  *Tags     // immutable
+
+	// Place in the owner's List; guarded by the owner's lock.
+	prev, next *Socket
+	listed     bool
+
+	mu         sync.Mutex // guards the following
+	attachment []byte     // replaced whole, never changed in place; nil: never set
+	answered   int64      // time of the last auto-response, Unix nanoseconds; 0: never
+	flags      flags
+	closeCode  uint16 // of the peer's Close, for an answer that had to be given later
+	busy       *busy  // nil at rest
+
+	// dec is owned by the input side: the poller's goroutine while it reads,
+	// the caller of Handled while an event waits (flags.waiting).
+	dec wire.Decoder
+}
+
+type flags uint16
+
+const (
+	opened     flags = 1 << iota // the 101 is in the output; frames may be written
+	waiting                      // an event is at the owner; the input side is nobody's
+	recvClose                    // the peer's Close was decoded
+	sentClose                    // Close was called, or answered for the object
+	wroteClose                   // a Close frame entered the output
+	lost                         // the connection ended without the peer's Close
+	failed                       // the peer broke the protocol
+	cut                          // closed from this side without a handshake; nothing happens any more
+	ended                        // the last event was delivered
+	discarding                   // output is shut down; input is read and dropped until its end
+	linked                       // finish has been started
+)
+
+// busy is what a connection needs only while something is under way.
+type busy struct {
+	in      []byte   // read, not decoded; owned like dec
+	out     [][]byte // in order; out[0] may be partly written
+	outSize int64    // bytes in out
+	writing bool     // someone is in flush
+	full    bool     // the kernel's buffer is full; Writable will come
+
+	deadline  alarm.Deadline // of lingering, or of a half-closed socket
+	discarded int
+	gone      chan struct{} // closed when the connection is; nil if nobody waits
+}
+
+// New returns a socket that is not connected yet: what is sent waits for Open.
+func New(owner Owner, cfg *Config, tags *Tags, attachment []byte) *Socket {
+	return &Socket{owner: owner, cfg: cfg, tags: tags, attachment: attachment}
+}
+
+// Tags are the socket's tags, in their order.
+func (s *Socket) Tags() *Tags { return s.tags }
+
+// Owner is the object that accepted the socket.
+func (s *Socket) Owner() Owner { return s.owner }
+
+// Open connects s: response is written first, then whatever was sent before,
+// and input is decoded from early on (bytes that were read behind the request).
+// nc is taken over, also on error.
+func (s *Socket) Open(p *poll.Poller, nc net.Conn, response, early []byte) error {
+	s.mu.Lock()
+	if s.flags&cut != 0 {
+		s.mu.Unlock()
+		nc.Close()
+		return net.ErrClosed
+	}
+	s.mu.Unlock()
+	if err := p.Attach(&s.conn, nc, s); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.flags&cut != 0 { // cut while it was attached: Cut saw no connection
+		s.mu.Unlock()
+		s.conn.Close()
+		return net.ErrClosed
+	}
+	s.flags |= opened
+	b := s.busyLocked()
+	b.out = append([][]byte{response}, b.out...)
+	b.outSize += int64(len(response))
+	s.mu.Unlock()
+	s.Flush()
+	if len(early) == 0 || s.decode(append([]byte(nil), early...)) {
+		s.conn.Resume()
+	}
+	return nil
+}
+
+// ReadyState is how far s is closed.
+func (s *Socket) ReadyState() ReadyState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	peer := s.flags&(recvClose|lost|failed|cut) != 0
+	switch {
+	case s.flags&sentClose != 0 && peer:
+		return Closed
+	case s.flags&sentClose != 0 || peer:
+		return Closing
+	}
+	return Open
+}
+
+// Attachment is the stored attachment; it must not be changed. ok is false if
+// none was ever set.
+func (s *Socket) Attachment() (b []byte, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.attachment, s.attachment != nil
+}
+
+// SetAttachment replaces the attachment by b, which must not be changed later,
+// and returns the one before. A nil b is "never set".
+func (s *Socket) SetAttachment(b []byte) (before []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, s.attachment = s.attachment, b
+	return before
+}
+
+// Answered is the time of the last auto-response, zero if there was none.
+func (s *Socket) Answered() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, s.answered)
+}
+
+// SetAnswered records an auto-response at t.
+func (s *Socket) SetAnswered(t time.Time) {
+	s.mu.Lock()
+	s.answered = t.UnixNano()
+	s.mu.Unlock()
+}
+
+func (s *Socket) busyLocked() *busy {
+	if s.busy == nil {
+		s.busy = new(busy)
+	}
+	return s.busy
+}
+
+// restLocked lets go of what only a busy connection needs.
+func (s *Socket) restLocked() {
+	if b := s.busy; b != nil && b.in == nil && len(b.out) == 0 && !b.writing && !b.full && b.deadline.F == nil && b.gone == nil {
+		s.busy = nil
+	}
+}
