@@ -1,0 +1,558 @@
+package poll
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxEvents = 128  // fetched by one epoll_wait
+	maxReads  = 4    // full buffers of one connection before others have their turn
+	maxIovecs = 1024 // the kernel's UIO_MAXIOV
+
+	keepAliveSeconds = 15 // as package net does; only where keep-alive was off
+)
+
+// platform is the poller's part that knows epoll.
+type platform struct {
+	loops   []*loop // immutable; empty with Options.Goroutines
+	next    atomic.Uint32
+	running sync.WaitGroup
+
+	// Indexed by descriptor, guarded by Poller.mu.
+	table       []*Conn
+	generations []uint32 // how often the number was attached; goes along with its events
+}
+
+// A loop waits for the events of its connections and makes their callbacks.
+//
+// Its goroutine sleeps in Go's own poller, which watches the epoll descriptor as it would watch a socket, and fetches events with
+// epoll_waits of timeout 0. Sleeping in epoll_wait itself takes a thread away together with its processor, and the
+// scheduler notices late: an echo over one connection then cost three times as much.
+type loop struct {
+	p    *Poller
+	file *os.File // the epoll descriptor, in Go's poller
+	raw  syscall.RawConn
+	epfd int    // file's; open as long as a connection is attached
+	self driver // this loop, for Conn.on to point at
+
+	waits, events, controls atomic.Uint64
+	stopped                 atomic.Bool
+
+	// Touched only on the loop's goroutine.
+	buf     []byte
+	fetched []unix.EpollEvent // the first n are new
+	n       int
+	waitErr error
+	ready   []ready // fetched and looked up
+	more    []*Conn // their last read filled the buffer and it was others' turn
+	served  []*Conn // the previous more, empty, to be used again
+}
+
+type ready struct {
+	c      *Conn
+	events uint32
+}
+
+// start makes the loops.
+func (p *Poller) start(n int) error {
+	for range n {
+		l := &loop{p: p, buf: make([]byte, p.bufferSize), fetched: make([]unix.EpollEvent, maxEvents)}
+		l.self = l
+		if err := l.open(); err != nil {
+			for _, l := range p.loops {
+				l.file.Close()
+			}
+			return fmt.Errorf("poll: start loop: %w", err)
+		}
+		p.loops = append(p.loops, l)
+	}
+	for _, l := range p.loops {
+		p.running.Go(l.run)
+	}
+	return nil
+}
+
+func (l *loop) open() (err error) {
+	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(l.epfd, true); err != nil { // what os.NewFile tells a pollable descriptor by
+		unix.Close(l.epfd)
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.epfd), "epoll")
+	err = l.file.SetDeadline(time.Time{}) // an error if Go's poller does not have it
+	if err == nil {
+		l.raw, err = l.file.SyscallConn()
+	}
+	if err != nil {
+		l.file.Close()
+	}
+	return err
+}
+
+// stop ends the loops. Nothing is attached any more, so nobody uses their descriptors.
+func (p *Poller) stop() error {
+	var errs []error
+	for _, l := range p.loops {
+		l.stopped.Store(true)
+		errs = append(errs, l.file.Close()) // ends its wait
+	}
+	p.running.Wait()
+	return errors.Join(errs...)
+}
+
+func (p *Poller) count(s *Stats) {
+	for _, l := range p.loops {
+		s.Waits += l.waits.Load()
+		s.Events += l.events.Load()
+		s.Controls += l.controls.Load()
+	}
+}
+
+func (p *Poller) tableLocked() (all []*Conn) {
+	for _, c := range p.table {
+		if c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// attachDescriptor is Attach for a connection whose descriptor can be taken; otherwise it reports false.
+func (p *Poller) attachDescriptor(c *Conn, nc net.Conn, h Handler) (ok bool, err error) {
+	if len(p.loops) == 0 {
+		return false, nil
+	}
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return false, nil
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false, nil
+	}
+	fd := -1
+	var failed error
+	err = rc.Control(func(u uintptr) {
+		if t, err := unix.GetsockoptInt(int(u), unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_STREAM {
+			return // not a stream: boundaries and empty messages would be lost
+		}
+		if fd, failed = unix.FcntlInt(u, unix.F_DUPFD_CLOEXEC, 0); failed != nil {
+			fd = -1
+		}
+	})
+	if err == nil {
+		err = os.NewSyscallError("fcntl", failed)
+	}
+	if err != nil {
+		nc.Close()
+		return true, fmt.Errorf("poll: attach %v: %w", nc.RemoteAddr(), err)
+	}
+	if fd < 0 {
+		return false, nil
+	}
+	remote := nc.RemoteAddr()
+	nc.Close() // only this number: the socket lives on in fd
+	// Shared with every duplicate, so (*os.File).Fd on one of them has switched it off.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return true, fmt.Errorf("poll: attach %v: %w", remote, os.NewSyscallError("fcntl", err))
+	}
+	if err := setTCPOptions(fd); err != nil {
+		p.log.Debug("poll: set socket options", "remote", remote, "err", err) // a peer that has gone; reading will tell
+	}
+	if err := p.register(c, fd, h); err != nil {
+		return true, fmt.Errorf("poll: attach %v: %w", remote, err)
+	}
+	return true, nil
+}
+
+// setTCPOptions sets no-delay and keep-alive if fd is TCP. Periods that somebody chose stay.
+func setTCPOptions(fd int) error {
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || on != 0 {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	return os.NewSyscallError("setsockopt", errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveSeconds),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAliveSeconds)))
+}
+
+// register enters fd, which it owns, into the table and into a loop.
+func (p *Poller) register(c *Conn, fd int, h Handler) error {
+	l := p.loops[int(p.next.Add(1)-1)%len(p.loops)]
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		unix.Close(fd)
+		return net.ErrClosed
+	}
+	for fd >= len(p.table) {
+		p.table = append(p.table, nil)
+		p.generations = append(p.generations, 0)
+	}
+	if p.table[fd] != nil {
+		p.mu.Unlock()
+		panic(fmt.Sprintf("poll: BUG: descriptor %d is attached twice", fd))
+	}
+	p.generations[fd]++
+	ev := unix.EpollEvent{Events: mask(0), Fd: int32(fd), Pad: int32(p.generations[fd])}
+	p.table[fd] = c
+	p.conns++
+	p.active.Add(1)
+	c.fd, c.h, c.on = int32(fd), h, &l.self
+	c.state.Store(stateAttached + stateRef) // the reference keeps fd from being closed before it is added
+	p.mu.Unlock()
+	err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &ev)
+	if err != nil {
+		l.close(c)
+	}
+	l.release(c)
+	return os.NewSyscallError("epoll_ctl", err)
+}
+
+// mask is the registration that a state asks for. EPOLLHUP and EPOLLERR come unasked.
+func mask(state uint32) uint32 {
+	m := uint32(unix.EPOLLET | unix.EPOLLRDHUP)
+	if state&stateQuiet == 0 {
+		m |= unix.EPOLLIN
+	}
+	if state&stateWantOut != 0 {
+		m |= unix.EPOLLOUT
+	}
+	return m
+}
+
+// run is the loop's goroutine.
+func (l *loop) run() {
+	fetch := l.fetch // allocates
+	for {
+		err := l.raw.Read(fetch)
+		if l.stopped.Load() {
+			return
+		}
+		if err = errors.Join(err, l.waitErr); err != nil {
+			panic(fmt.Sprintf("poll: BUG: epoll_wait: %v", err))
+		}
+		l.waits.Add(1)
+		more := l.more
+		l.more, l.served = l.served, nil
+		l.lookup(l.fetched[:l.n])
+		for _, r := range l.ready {
+			l.serve(r.c, r.events)
+		}
+		for _, c := range more {
+			c.state.And(^uint32(stateMore))
+			l.serve(c, unix.EPOLLIN|unix.EPOLLRDHUP)
+		}
+		clear(l.ready) // pin no closed connection
+		clear(more)
+		l.ready, l.served = l.ready[:0], more[:0]
+	}
+}
+
+// fetch asks for events without waiting. It reports whether there is something to do; if not, the caller sleeps.
+func (l *loop) fetch(fd uintptr) (done bool) {
+	for {
+		l.n, l.waitErr = unix.EpollWait(int(fd), l.fetched, 0)
+		if l.waitErr != unix.EINTR {
+			return l.n > 0 || l.waitErr != nil || len(l.more) > 0
+		}
+	}
+}
+
+// lookup finds whose events these are and drops those of numbers that have been given up or reused.
+// A connection closed after lookup is met by acquire.
+func (l *loop) lookup(events []unix.EpollEvent) {
+	p := l.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, ev := range events {
+		if c := p.table[ev.Fd]; c != nil && p.generations[ev.Fd] == uint32(ev.Pad) {
+			l.ready = append(l.ready, ready{c, ev.Events})
+		}
+	}
+	l.events.Add(uint64(len(l.ready)))
+}
+
+// serve makes the callbacks that the events ask for.
+func (l *loop) serve(c *Conn, events uint32) {
+	if !c.acquire() {
+		return
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && c.takeWantOut() {
+		c.h.Writable()
+	}
+	hangup := events & (unix.EPOLLRDHUP | unix.EPOLLERR | unix.EPOLLHUP)
+	if (events&unix.EPOLLIN != 0 || hangup != 0) && c.state.Load()&stateMore == 0 {
+		l.read(c, hangup != 0)
+	}
+	l.release(c)
+}
+
+// read reads until the socket is empty, reading is off, or it is others' turn. With toEnd a short read is not the last.
+func (l *loop) read(c *Conn, toEnd bool) {
+	for range maxReads {
+		if !l.mayRead(c) {
+			return
+		}
+		n, err := unix.Read(int(c.fd), l.buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return
+		case err != nil:
+			if c.takeEnd() {
+				c.h.End(os.NewSyscallError("read", err))
+			}
+			return
+		case n == 0:
+			if c.takeEnd() {
+				c.h.End(io.EOF)
+			}
+			return
+		}
+		if !c.takeInput() {
+			return
+		}
+		if c.h.Input(l.buf[:n]) {
+			c.state.Or(stateWantIn)
+		}
+		if n < len(l.buf) && !toEnd {
+			return
+		}
+	}
+	c.state.Or(stateMore)
+	l.more = append(l.more, c)
+}
+
+// mayRead reports whether reading is on. If not, it leaves word for Resume that there is something to be read.
+func (l *loop) mayRead(c *Conn) bool {
+	for {
+		old := c.state.Load()
+		switch {
+		case old&(stateClosed|stateEnded) != 0:
+			return false
+		case old&stateWantIn != 0:
+			return true
+		case old&statePendingIn == 0:
+			if c.state.CompareAndSwap(old, old|statePendingIn) {
+				return false
+			}
+		case old&stateQuiet == 0:
+			if c.state.CompareAndSwap(old, old|stateQuiet) {
+				l.control(c)
+				return false
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// control brings the registration in line with the state, and has the kernel report anew what is ready.
+// The caller has changed the state before.
+func (l *loop) control(c *Conn) {
+	if !c.acquire() {
+		return
+	}
+	defer l.release(c)
+	for {
+		old := c.state.Load()
+		if old&stateControl != 0 {
+			if c.state.CompareAndSwap(old, old|stateAgain) {
+				return
+			}
+		} else if c.state.CompareAndSwap(old, old|stateControl) {
+			break
+		}
+	}
+	l.p.mu.Lock()
+	generation := l.p.generations[c.fd] // ours: the reference keeps the number
+	l.p.mu.Unlock()
+	for {
+		state := c.state.And(^uint32(stateAgain))
+		ev := unix.EpollEvent{Events: mask(state), Fd: c.fd, Pad: int32(generation)}
+		if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_MOD, int(c.fd), &ev); err != nil {
+			panic(fmt.Sprintf("poll: BUG: epoll_ctl: %v", err))
+		}
+		l.controls.Add(1)
+		for {
+			old := c.state.Load()
+			if old&stateAgain != 0 {
+				break
+			}
+			if c.state.CompareAndSwap(old, old&^stateControl) {
+				return
+			}
+		}
+	}
+}
+
+func (l *loop) resume(c *Conn) {
+	for {
+		old := c.state.Load()
+		if old&stateWantIn != 0 && old&statePendingIn == 0 {
+			return
+		}
+		if c.state.CompareAndSwap(old, (old|stateWantIn)&^(statePendingIn|stateQuiet)) {
+			if old&statePendingIn != 0 {
+				l.control(c)
+			}
+			return
+		}
+	}
+}
+
+func (l *loop) notifyWritable(c *Conn) {
+	if c.state.Or(stateWantOut)&stateWantOut == 0 {
+		l.control(c)
+	}
+}
+
+func (l *loop) write(c *Conn, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if !c.acquire() {
+		return 0, net.ErrClosed
+	}
+	defer l.release(c)
+	for {
+		n, err := unix.Write(int(c.fd), p)
+		if err != unix.EINTR {
+			return written(n, err)
+		}
+	}
+}
+
+func (l *loop) writev(c *Conn, bufs [][]byte) (n int, err error) {
+	if !c.acquire() {
+		return 0, net.ErrClosed
+	}
+	defer l.release(c)
+	for len(bufs) > 0 {
+		some := bufs[:min(len(bufs), maxIovecs)]
+		all := 0
+		for _, b := range some {
+			all += len(b)
+		}
+		m, err := unix.Writev(int(c.fd), some)
+		if err == unix.EINTR {
+			continue
+		}
+		m, err = written(m, err)
+		n += m
+		if err != nil || m < all {
+			return n, err
+		}
+		bufs = bufs[len(some):]
+	}
+	return n, nil
+}
+
+// written makes a system call's result that of Write.
+func written(n int, err error) (int, error) {
+	switch {
+	case err == nil:
+		return n, nil
+	case err == unix.EAGAIN:
+		return 0, nil
+	default:
+		return 0, os.NewSyscallError("write", err)
+	}
+}
+
+func (l *loop) closeWrite(c *Conn) error {
+	if !c.acquire() {
+		return net.ErrClosed
+	}
+	defer l.release(c)
+	return os.NewSyscallError("shutdown", unix.Shutdown(int(c.fd), unix.SHUT_WR))
+}
+
+func (l *loop) close(c *Conn) error {
+	for {
+		old := c.state.Load()
+		if old&stateClosed != 0 {
+			return nil
+		}
+		if c.state.CompareAndSwap(old, (old|stateClosed)+stateRef) {
+			l.release(c)
+			return nil
+		}
+	}
+}
+
+// acquire takes a reference: the descriptor stays open until its release. It reports false after Close.
+func (c *Conn) acquire() bool {
+	for {
+		old := c.state.Load()
+		if old&stateClosed != 0 {
+			return false
+		}
+		if old&stateRefs == stateRefs {
+			panic("poll: BUG: too many calls on one connection")
+		}
+		if c.state.CompareAndSwap(old, old+stateRef) {
+			return true
+		}
+	}
+}
+
+// release gives a reference back. The last one after Close closes the descriptor.
+func (l *loop) release(c *Conn) {
+	now := c.state.Add(^uint32(stateRef - 1))
+	if now&(stateClosed|stateRefs) != stateClosed {
+		return
+	}
+	p, fd := l.p, int(c.fd)
+	p.mu.Lock()
+	p.table[fd] = nil
+	p.conns--
+	p.mu.Unlock()
+	// Explicitly: a child between fork and exec may still hold the socket, and would keep the registration.
+	// It is missing only if adding has failed.
+	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, fd, nil); err != nil && err != unix.ENOENT {
+		panic(fmt.Sprintf("poll: BUG: epoll_ctl: %v", err))
+	}
+	if err := unix.Close(fd); err != nil {
+		p.log.Debug("poll: close", "err", err)
+	}
+	p.active.Done()
+}
+
+// takeInput turns reading off and reports whether Input may be called. Input's true and Resume turn it on again, so a
+// Resume beside Input is never lost.
+func (c *Conn) takeInput() bool {
+	return c.state.And(^uint32(stateWantIn))&stateClosed == 0
+}
+
+// takeEnd reports whether End is to be called.
+func (c *Conn) takeEnd() bool {
+	return c.state.Or(stateEnded)&(stateEnded|stateClosed) == 0
+}
+
+// takeWantOut reports whether Writable is to be called.
+func (c *Conn) takeWantOut() bool {
+	return c.state.And(^uint32(stateWantOut))&(stateWantOut|stateClosed) == stateWantOut
+}
