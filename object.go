@@ -1,12 +1,14 @@
 package hibernate
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"reflect"
 	"time"
@@ -478,3 +480,130 @@ func (s *State) SetWebSocketEventTimeout(ctx context.Context, d time.Duration) e
 
 // WebSocketEventTimeout is the bound in force, zero if there is none.
 func (s *State) WebSocketEventTimeout() time.Duration { return s.act.Object().EventTimeout() }
+
+// A Method is a call that objects offer to each other and to the rest of the
+// program. It is found by name, and arguments and results are copied by the
+// class's codec, so that a call means the same wherever the object lives.
+type Method[T, In, Out any] struct {
+	name string
+	f    func(T, context.Context, In) (Out, error)
+}
+
+// NewMethod makes a Method of T, for instance from a method expression:
+//
+//	var Post = hibernate.NewMethod("post", (*Room).Post)
+func NewMethod[T, In, Out any](name string, f func(T, context.Context, In) (Out, error)) *Method[T, In, Out] {
+	return &Method[T, In, Out]{name, f}
+}
+
+// Call runs the method in a turn of the object, constructing it if need be, and
+// returns its result once that turn is durable. The method's error is returned as
+// it is; other errors are [ErrUnavailable], [ErrReset] if the object was reset or
+// its turn undone (a *PanicError if the method panicked), the constructor's, and a
+// *LimitError if too much waits for the object.
+//
+// Called in a turn, it gives that turn up as [Await] does: what was written is
+// durable before the call begins, and calls back into the caller run. Where the
+// turn cannot be given up, a call that would wait for itself is [ErrReentrant].
+// ctx ends the wait for the object's turn, not the method.
+func (m *Method[T, In, Out]) Call(ctx context.Context, s Stub, in In) (out Out, err error) {
+	if err := s.check(); err != nil {
+		return out, err
+	}
+	c := s.class
+	arg, err := c.codec.Marshal(in)
+	if err != nil {
+		return out, fmt.Errorf("%w: argument of %s: %w", ErrInvalid, m.name, err)
+	}
+	var result []byte
+	var failed error
+	w := &registry.Work{Cause: registry.CauseCall, Run: func(t *registry.Turn, instance any) error {
+		t.WithValues(ctx)
+		obj, ok := instance.(T)
+		if !ok {
+			failed = fmt.Errorf("%w: method %s is of %v, object of class %q is %T", ErrInvalid, m.name, reflect.TypeFor[T](), c.name, instance)
+			return nil
+		}
+		var in In
+		if err := c.codec.Unmarshal(arg, &in); err != nil {
+			failed = fmt.Errorf("%w: argument of %s: %w", ErrInvalid, m.name, err)
+			return nil
+		}
+		out, err := m.f(obj, t, in)
+		if err != nil {
+			failed = err
+			return nil
+		}
+		if result, err = c.codec.Marshal(out); err != nil {
+			failed = fmt.Errorf("%w: result of %s: %w", ErrInvalid, m.name, err)
+		}
+		return nil
+	}}
+	if err := c.rt.reg.Call(ctx, c.reg, s.id.key, s.name, w); err != nil {
+		return out, err
+	}
+	if failed != nil {
+		return out, failed
+	}
+	if err := c.codec.Unmarshal(result, &out); err != nil {
+		return out, fmt.Errorf("%w: result of %s: %w", ErrInvalid, m.name, err)
+	}
+	return out, nil
+}
+
+// ObjectInfo is an object in a [Namespace.List].
+type ObjectInfo struct {
+	ID       ID
+	Name     string // empty if it has none or it is not known
+	InMemory bool   // there is an instance
+	Sockets  int
+}
+
+// List yields the objects that have storage, an alarm, a WebSocket or an instance,
+// in order of their IDs. It wakes none of them. What changes meanwhile may or may
+// not be seen. It reads storage in pages and may block; after an error it ends.
+func (n *Namespace) List(ctx context.Context) iter.Seq2[ObjectInfo, error] {
+	return func(yield func(ObjectInfo, error) bool) {
+		resident := n.class.rt.reg.Resident(n.class.reg)
+		info := func(l registry.Listed) ObjectInfo {
+			return ObjectInfo{ID{l.ID}, l.Name, l.InMemory, l.Sockets}
+		}
+		const page = 256
+		var after store.ID
+		for {
+			stored, err := n.class.rt.store.Objects(ctx, n.class.name, after, page)
+			if err != nil {
+				yield(ObjectInfo{}, err)
+				return
+			}
+			for _, s := range stored {
+				for len(resident) > 0 && bytes.Compare(resident[0].ID[:], s.ID[:]) < 0 {
+					if !yield(info(resident[0]), nil) {
+						return
+					}
+					resident = resident[1:]
+				}
+				o := ObjectInfo{ID: ID{s.ID}, Name: s.Name}
+				if len(resident) > 0 && resident[0].ID == s.ID {
+					o = info(resident[0])
+					if o.Name == "" {
+						o.Name = s.Name
+					}
+					resident = resident[1:]
+				}
+				if !yield(o, nil) {
+					return
+				}
+				after = s.ID
+			}
+			if len(stored) < page {
+				break
+			}
+		}
+		for _, l := range resident {
+			if !yield(info(l), nil) {
+				return
+			}
+		}
+	}
+}

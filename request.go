@@ -2,7 +2,6 @@ package hibernate
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -37,20 +36,19 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.join(w, r, &Join{Object: s})
 		return
 	}
-	body := []byte(nil)
+	var body []byte
+	var err error
 	if wire.IsUpgrade(r) {
 		if !c.checkUpgrade(w, r) {
 			return
 		}
 	} else if r.Body != nil && r.Body != http.NoBody {
-		var err error
 		if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, c.rt.opt.Limits.RequestBody)); err != nil {
 			c.fail(w, r, err)
 			return
 		}
 	}
 	res := &response{class: c, request: r, header: http.Header{}, changed: make(chan struct{}, 1)}
-	done := make(chan error, 1)
 	work := &registry.Work{
 		Cause: registry.CauseRequest,
 		Run: func(t *registry.Turn, instance any) error {
@@ -65,16 +63,14 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			res.handlerReturned()
 			return nil
 		},
-		Done: func(err error) { done <- err },
 	}
-	// Called by another object's turn, the request gives that turn up.
-	var err error
-	if t := registry.TurnOf(r.Context()); t != nil {
-		err = t.Await(r.Context(), "request to "+c.name, func(context.Context) error {
-			return s.serve(w, r, res, work, done)
-		})
+	if t := registry.TurnOf(r.Context()); t != nil { // one object asks another
+		err = c.rt.reg.Call(r.Context(), c.reg, s.id.key, s.name, work)
+		if err == nil {
+			res.answer(w, r)
+		}
 	} else {
-		err = s.serve(w, r, res, work, done)
+		err = s.serve(w, r, res, work)
 	}
 	if err != nil {
 		if res.started {
@@ -85,8 +81,10 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // serve posts work and writes its answer. It returns an error if there is none.
-func (s Stub) serve(w http.ResponseWriter, r *http.Request, res *response, work *registry.Work, done chan error) error {
+func (s Stub) serve(w http.ResponseWriter, r *http.Request, res *response, work *registry.Work) error {
 	c := s.class
+	done := make(chan error, 1)
+	work.Done = func(err error) { done <- err }
 	if err := c.rt.reg.Post(c.reg, s.id.key, s.name, work); err != nil {
 		return err
 	}
@@ -109,15 +107,20 @@ func (s Stub) serve(w http.ResponseWriter, r *http.Request, res *response, work 
 		}
 		break
 	}
+	res.answer(w, r)
+	return nil
+}
+
+// answer writes the answer, or the rest of it, after the turn.
+func (res *response) answer(w http.ResponseWriter, r *http.Request) {
 	if res.sock != nil {
-		c.upgrade(w, r, res.sock, res.upgrade)
-		return nil
+		res.class.upgrade(w, r, res.sock, res.upgrade)
+		return
 	}
 	res.mu.Lock()
 	res.ready, res.body = append(res.ready, res.body...), nil
 	res.mu.Unlock()
 	res.writeTo(w)
-	return nil
 }
 
 // A response is the ResponseWriter that an object's ServeHTTP gets. What it is

@@ -75,6 +75,7 @@ type Work struct {
 	// with why the work did not succeed. It must not block. It may be nil.
 	Done func(error)
 
+	called bool           // a turn waits for it; registry.calls is to know who runs it
 	only   *Activation    // run in this activation or fail
 	sock   *socket.Socket // of a socket event
 	event  socket.Event

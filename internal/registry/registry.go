@@ -9,10 +9,12 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,6 +124,7 @@ type Registry struct {
 
 	shards [shardCount]shard
 	outbox outbox
+	calls  calls
 }
 
 const shardCount = 64
@@ -252,6 +255,30 @@ func (r *Registry) Residence(id store.ID) Residence {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return Residence{InMemory: o.act != nil, Constructed: o.constructed, Sockets: o.sockets.Len()}
+}
+
+// Listed is an object in a listing.
+type Listed struct {
+	ID store.ID
+	Residence
+	Name string
+}
+
+// Resident are the objects of c that have a record, in order of their ids.
+func (r *Registry) Resident(c *Class) []Listed {
+	var list []Listed
+	r.each(func(o *Object) {
+		if o.class != c {
+			return
+		}
+		o.mu.Lock()
+		if !o.removed {
+			list = append(list, Listed{ID: o.id, Name: o.name, Residence: Residence{o.act != nil, o.constructed, o.sockets.Len()}})
+		}
+		o.mu.Unlock()
+	})
+	slices.SortFunc(list, func(a, b Listed) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return list
 }
 
 // Stats are counters of a registry, since it was made, and sizes of now.

@@ -101,8 +101,11 @@ func (t *Turn) Err() error {
 
 // Value finds the turn itself, and the values of the request it runs for.
 func (t *Turn) Value(key any) any {
-	if key == (turnKey{}) {
+	switch key.(type) {
+	case turnKey:
 		return t
+	case outsideKey:
+		return nil
 	}
 	if t.parent != nil {
 		return t.parent.Value(key)
@@ -403,6 +406,9 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	if err := a.begin(t); err != nil {
 		o.finish(w, err)
 		return
+	}
+	if w.called {
+		o.reg.calls.begun(w, t)
 	}
 	var limit alarm.Deadline
 	var d time.Duration
