@@ -1,0 +1,11 @@
+// A module of its own, so that the library does not depend on a browser driver.
+module github.com/hibernate-go/hibernate/examples/chat/browsertest
+
+go 1.26.0
+
+require (
+	github.com/chromedp/cdproto v0.159.0
+	github.com/chromedp/chromedp v0.22.1
+)
+
+require github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
