@@ -134,8 +134,13 @@ func (p *Poller) attachDescriptor(c *Conn, nc net.Conn, h Handler) (ok bool, err
 	if len(p.loops) == 0 {
 		return false, nil
 	}
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
+	var sc syscall.Conn
+	switch nc := nc.(type) { // a type around these may read and write in its own way
+	case *net.TCPConn:
+		sc = nc
+	case *net.UnixConn:
+		sc = nc
+	default:
 		return false, nil
 	}
 	rc, err := sc.SyscallConn()

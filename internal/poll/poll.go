@@ -149,8 +149,8 @@ func (p *Poller) Stats() Stats {
 // overwritten from now on; it cannot be attached a second time. The connection starts paused: nothing is read until the first Resume.
 // A callback may come before Attach returns only if another goroutine calls Resume or NotifyWritable.
 //
-// A stream connection that gives its descriptor through [syscall.Conn] is read and written there, past any
-// method that a type wrapped around it may have redefined; TLS connections do not give theirs.
+// The descriptor of a *net.TCPConn or of a stream *net.UnixConn is taken. Any other type, TLS and wrappers of these
+// two included, may read and write in a way of its own, and keeps doing so on goroutines.
 func (p *Poller) Attach(c *Conn, nc net.Conn, h Handler) error {
 	if c.state.Load() != 0 {
 		nc.Close()

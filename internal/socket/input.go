@@ -236,7 +236,8 @@ func (s *Socket) finishLocked() bool {
 // of bytes, for the peer's end of stream, so that the peer reads our Close and
 // then EOF rather than a reset.
 func (s *Socket) finish() {
-	if err := s.conn.CloseWrite(); err != nil {
+	// A connection that cannot be shut down by half only waits.
+	if err := s.conn.CloseWrite(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		s.drop()
 		return
 	}

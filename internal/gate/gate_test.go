@@ -1,0 +1,167 @@
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A sink collects what a gate releases.
+type sink struct {
+	Gate[string]
+	got []string
+}
+
+func newSink() *sink {
+	s := &sink{}
+	s.Init(func(out string, err error) {
+		if err != nil {
+			out += ": " + err.Error()
+		}
+		s.got = append(s.got, out)
+	}, func() {})
+	return s
+}
+
+func (s *sink) expect(t *testing.T, want ...string) {
+	t.Helper()
+	if len(s.got) != len(want) || len(want) > 0 && !reflect.DeepEqual(s.got, want) {
+		t.Fatalf("released %q, want %q", s.got, want)
+	}
+	s.got = nil
+}
+
+func TestOutputWithNothingOutstandingLeavesAtOnce(t *testing.T) {
+	s := newSink()
+	s.Hold("a")
+	s.expect(t, "a")
+}
+
+func TestOutputWaitsForTheCommitsBeforeIt(t *testing.T) {
+	s := newSink()
+	one := s.Issue()
+	s.Hold("a")
+	two := s.Issue()
+	s.Hold("b")
+	s.expect(t)
+	s.Open(one)
+	s.expect(t, "a")
+	s.Hold("c")
+	s.expect(t)
+	s.Open(two)
+	s.expect(t, "b", "c")
+	if !s.Quiet() {
+		t.Fatal("gate is not quiet")
+	}
+}
+
+func TestFailureReleasesWithTheErrorForGood(t *testing.T) {
+	s := newSink()
+	one := s.Issue()
+	s.Hold("a")
+	s.Fail(one, errors.New("disk"))
+	s.Hold("b")
+	s.expect(t, "a: disk", "b: disk")
+}
+
+func TestOutputHeldDuringAReleaseKeepsItsPlace(t *testing.T) {
+	var got []string
+	var g Gate[string]
+	g.Init(func(out string, _ error) {
+		got = append(got, out)
+		if out == "a" {
+			g.Hold("c") // behind b, which is already on its way
+		}
+	}, func() {})
+	g.HoldAll([]string{"a", "b"})
+	if want := []string{"a", "b", "c"}; !reflect.DeepEqual(got, want) {
+		t.Fatalf("released %q, want %q", got, want)
+	}
+}
+
+// TestReleaseOrderIsHoldOrder holds from several goroutines while commits become
+// durable in another.
+func TestReleaseOrderIsHoldOrder(t *testing.T) {
+	var g Gate[[2]int]
+	last := map[int]int{}
+	n := 0
+	g.Init(func(out [2]int, _ error) { // the gate calls it one at a time
+		if out[1] != last[out[0]]+1 {
+			t.Errorf("goroutine %d: %d after %d", out[0], out[1], last[out[0]])
+		}
+		last[out[0]] = out[1]
+		n++
+	}, func() {})
+	commits := make(chan Seq, 100)
+	var holders, opener sync.WaitGroup
+	opener.Go(func() {
+		for s := range commits {
+			g.Open(s)
+		}
+	})
+	var order sync.Mutex // commits are issued and opened in one order
+	for id := range 4 {
+		holders.Go(func() {
+			for i := range 2000 {
+				if i%3 == 0 {
+					order.Lock()
+					commits <- g.Issue()
+					order.Unlock()
+				}
+				g.Hold([2]int{id, i + 1})
+			}
+		})
+	}
+	holders.Wait()
+	close(commits)
+	opener.Wait()
+	if n != 8000 || !g.Quiet() {
+		t.Fatalf("released %d of 8000, quiet %v", n, g.Quiet())
+	}
+}
+
+// TestGateModel compares a gate with the obvious model.
+func TestGateModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newSink()
+		type item struct {
+			after Seq
+			name  string
+		}
+		var issued, durable Seq
+		var waiting []item
+		var want []string
+		settle := func() {
+			for len(waiting) > 0 && waiting[0].after <= durable {
+				want = append(want, waiting[0].name)
+				waiting = waiting[1:]
+			}
+		}
+		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
+			switch rapid.IntRange(0, 2).Draw(t, "op") {
+			case 0:
+				issued = s.Issue()
+			case 1:
+				name := fmt.Sprint(i)
+				waiting = append(waiting, item{issued, name})
+				s.Hold(name)
+			case 2:
+				if durable < issued {
+					durable++
+					s.Open(durable)
+				}
+			}
+			settle()
+			if len(s.got) != len(want) || len(want) > 0 && !reflect.DeepEqual(s.got, want) {
+				t.Fatalf("released %q, want %q", s.got, want)
+			}
+		}
+	})
+}
