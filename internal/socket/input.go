@@ -242,6 +242,12 @@ func (s *Socket) finish() {
 		return
 	}
 	s.setDeadline(s.cfg.Linger)
+	s.mu.Lock()
+	if b := s.busy; b != nil && b.gone != nil {
+		close(b.gone)
+		b.gone = nil
+	}
+	s.mu.Unlock()
 	s.conn.Resume()
 }
 

@@ -135,7 +135,7 @@ type busy struct {
 
 	deadline  alarm.Deadline // of lingering, or of a half-closed socket
 	discarded int
-	gone      chan struct{} // closed when the connection is; nil if nobody waits
+	gone      chan struct{} // closed when the peer has answered or gone; nil if nobody waits
 }
 
 // New returns a socket that is not connected yet: what is sent waits for Open.
