@@ -394,6 +394,12 @@ func (rt *Runtime) Resident(id ID) (constructed uint64, inMemory bool) {
 	return r.Constructed, r.InMemory
 }
 
+// Quiet reports whether no handler runs and nothing is on its way to or from
+// storage: what happens next comes from outside or from the clock. Handlers in
+// [Await], and what is still in the network, do not count. For tests that move
+// [Options].Clock.
+func (rt *Runtime) Quiet() bool { return rt.reg.Quiet() }
+
 // Evict drops the object's instance as if it had been idle, after what waits for
 // it has run. It fails if handlers in Await or WaitUntil work keep the object
 // busy, and does nothing if there is no instance. For tests and operations.
