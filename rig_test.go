@@ -146,6 +146,19 @@ func (a *actor) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Tags: q.URL.Query()["tag"]})
 }
 
+// acceptAnd is a script's http that accepts with the tags of the query and
+// then calls f.
+func acceptAnd(t *testing.T, f func(ctx context.Context, a *actor, ws hibernate.WebSocket)) func(*actor, http.ResponseWriter, *http.Request) {
+	return func(a *actor, w http.ResponseWriter, q *http.Request) {
+		ws, err := a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Tags: q.URL.Query()["tag"]})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		f(q.Context(), a, ws)
+	}
+}
+
 func (a *actor) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, m hibernate.Message) error {
 	if a.message == nil {
 		return nil
