@@ -56,6 +56,8 @@ type Server struct {
 	// its turn yet.
 	started atomic.Int64
 
+	came, answered atomic.Int64 // requests to objects
+
 	mu     sync.Mutex // guards the following
 	worlds map[string]*world
 }
@@ -138,6 +140,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.world(name).setProgram(p)
 		answer(w, http.StatusOK, map[string]any{})
 	default:
+		s.came.Add(1)
+		defer s.answered.Add(1)
 		s.stub(name).ServeHTTP(w, r)
 	}
 }
@@ -212,4 +216,17 @@ func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(encode(v)) // a client that has left
+}
+
+// Quiet reports whether both runtimes are quiet and nothing that a timer or a
+// WaitUntil has set off is on its way to its turn.
+func (s *Server) Quiet() bool {
+	return s.started.Load() == 0 && s.big.rt.Quiet() && s.kv.rt.Quiet() && s.started.Load() == 0
+}
+
+// Requests tells how many requests have come to objects, and how many of them
+// have been answered.
+func (s *Server) Requests() (came, answered int64) {
+	answered = s.answered.Load()
+	return s.came.Load(), answered
 }
