@@ -326,7 +326,7 @@ func (rt *Runtime) Shutdown(ctx context.Context) error {
 	drained := rt.reg.Drain(ctx)
 	var cut error
 	if n := rt.reg.Farewell(ctx, 1001, "server is shutting down"); n > 0 {
-		cut = fmt.Errorf("%d WebSockets did not answer and were cut", n)
+		cut = fmt.Errorf("%d WebSockets did not answer and were cut: %w", n, context.Cause(ctx))
 	}
 	return errors.Join(drained, cut, rt.Close())
 }

@@ -80,7 +80,7 @@ func (ws WebSocket) turn(ctx context.Context) (*registry.Turn, error) {
 		return nil, ErrClosed
 	}
 	t := registry.TurnOf(ctx)
-	if t == nil || t.Activation().Object() != ws.object() {
+	if t == nil || !t.Activation().Object().Is(ws.object()) {
 		return nil, ErrOutsideTurn
 	}
 	return t, nil
@@ -93,10 +93,10 @@ type outlet interface {
 }
 
 func outletOf(ctx context.Context, o *registry.Object) (outlet, error) {
-	if t := registry.TurnOf(ctx); t != nil && t.Activation().Object() == o {
+	if t := registry.TurnOf(ctx); t != nil && t.Activation().Object().Is(o) {
 		return t, nil
 	}
-	if x := registry.OutsideOf(ctx); x != nil && x.Activation().Object() == o {
+	if x := registry.OutsideOf(ctx); x != nil && x.Activation().Object().Is(o) {
 		return x, nil
 	}
 	return nil, ErrOutsideTurn

@@ -52,7 +52,7 @@ type alarmRun struct {
 	class     *Class
 	id        store.ID
 	concluded func()
-	ran       bool // the handler was called; owned by the turn, then by done
+	at        int64 // scheduled time of the handler that was called, 0 if none was; owned by the turn, then by done
 }
 
 func (r *alarmRun) run(t *Turn, instance any) error {
@@ -72,7 +72,7 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 	if err := t.setAlarm(al, true); err != nil {
 		return err
 	}
-	r.ran = true
+	r.at = al.Running
 	err = r.class.Behavior.Alarm(t, instance, info)
 	if t.Check() != nil {
 		return err
@@ -108,10 +108,13 @@ func (r *alarmRun) done(err error) {
 		if al.Running == 0 {
 			al.Running, al.Next = al.Next, 0
 		}
-		if al.Next != 0 {
+		switch {
+		case r.at != 0 && al.Running != r.at:
+			return // another alarm was set since
+		case al.Next != 0:
 			al = store.Alarm{Next: al.Next}
-		} else {
-			al = retried(al, r.reg.cfg.Clock.Now().UnixMilli(), r.ran)
+		default:
+			al = retried(al, r.reg.cfg.Clock.Now().UnixMilli(), r.at != 0)
 		}
 		st.SetAlarm(al)
 	}

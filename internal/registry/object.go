@@ -38,7 +38,6 @@ type Object struct {
 	sockets     socket.List
 	auto        []Pair
 	timeout     time.Duration // of socket events; 0: none
-	alarmQueued bool          // an alarm is in the mailbox or running
 }
 
 // A Pair is one auto-response, its answer encoded as a frame.
@@ -149,6 +148,10 @@ func (w *Work) counted() bool { return w.sock == nil && w.resume == nil }
 
 // ID is the object's id.
 func (o *Object) ID() store.ID { return o.id }
+
+// Is reports whether p is a record of the same object. A record that nobody needs
+// is removed, and a handle of a connection that is gone may outlive it.
+func (o *Object) Is(p *Object) bool { return o == p || o.reg == p.reg && o.id == p.id }
 
 // Class is the object's class.
 func (o *Object) Class() *Class { return o.class }

@@ -228,41 +228,37 @@ func (o *Object) takeBack(undo []undone) {
 	}
 }
 
-// undoStretch takes back what happened since the last commit.
-func (a *Activation) undoStretch() {
-	a.mu.Lock()
-	undo := a.undo
-	a.undo, a.outs, a.outSize = nil, nil, 0
-	a.strict, a.relaxed, a.alarmChanged = false, false, false
-	a.mu.Unlock()
-	a.Store.Undo()
-	a.obj.takeBack(undo)
-}
-
 // commit ends a stretch: its writes go to the store as one, its output to the
-// gate behind them. last, if any, is output behind all others.
-func (a *Activation) commit(last *Work) {
+// gate behind them. last, if any, is told behind all other output. It returns why
+// nothing of this happened.
+func (a *Activation) commit(last *Work) error {
 	o := a.obj
 	a.mu.Lock()
 	if a.ended != nil {
-		a.mu.Unlock()
-		return
+		defer a.mu.Unlock()
+		return resetError(a.ended)
 	}
 	outs := a.outs
 	a.outs, a.outSize, a.undo = nil, 0, nil
-	o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
+	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
 	a.mu.Unlock()
 	if last != nil && last.Done != nil {
 		outs = append(outs, output{done: func(err error) { o.finish(last, err) }})
 	}
 	o.gate.HoldAll(outs)
+	if wrote {
+		// A disk that does not keep up slows down those who write.
+		return o.reg.cfg.Store.Throttle(context.Background())
+	}
+	return nil
 }
 
-// commitStore hands the writes of st over. With hold, output waits for them.
-func (o *Object) commitStore(st *store.Object, hold, alarm bool) {
+// commitStore hands the writes of st over and reports whether there were any.
+// With hold, output waits for them.
+func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	if !st.Dirty() {
-		return
+		return false
 	}
 	var seq gate.Seq
 	if hold {
@@ -281,6 +277,7 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) {
 			o.settle()
 		})
 	})
+	return true
 }
 
 // barrier waits until everything that was committed is durable.
@@ -312,6 +309,8 @@ func (a *Activation) begin(t *Turn) error {
 // the construction (semantics 9.4, 9.8). It returns nil then.
 func (o *Object) construct(me *runner, w *Work) *Activation {
 	reg := o.reg
+	reg.takeSlot()
+	defer reg.constructing.Release(1)
 	a := &Activation{
 		obj:      o,
 		Store:    reg.cfg.Store.Object(o.id, o.class.Name, o.Name()),
@@ -320,13 +319,10 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		done:     make(chan struct{}),
 	}
 	a.idle.F = func() { o.idleCheck(a) }
-	if err := reg.constructing.Acquire(context.Background(), 1); err != nil {
-		panic("BUG: acquire without a deadline failed: " + err.Error())
-	}
-	defer reg.constructing.Release(1)
 	o.mu.Lock()
 	if o.runner != me {
 		o.mu.Unlock()
+		a.Store.Close()
 		o.finish(w, ErrReset)
 		return nil
 	}
@@ -338,6 +334,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 
 	t := &Turn{act: a, work: w, me: me, pinned: 1}
 	if err := a.begin(t); err != nil {
+		o.finish(w, resetError(err))
 		return nil
 	}
 	var limit alarm.Deadline
@@ -369,8 +366,18 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		return nil
 	}
 	t.leave(context.Canceled)
-	a.commit(nil)
+	if err := a.commit(nil); err != nil {
+		o.finish(w, err)
+		return nil
+	}
 	return a
+}
+
+// takeSlot waits, in fair order, until few enough constructors run.
+func (r *Registry) takeSlot() {
+	if err := r.constructing.Acquire(context.Background(), 1); err != nil {
+		panic("BUG: acquire without a deadline failed: " + err.Error())
+	}
 }
 
 // constructFailed resets the object after a failed construction.
@@ -404,7 +411,7 @@ func (o *Object) constructFailed(a *Activation, w *Work, err error) {
 func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	t := &Turn{act: a, work: w, me: me, waiting: w.sock != nil}
 	if err := a.begin(t); err != nil {
-		o.finish(w, err)
+		o.finish(w, resetError(err))
 		return
 	}
 	if w.called {
@@ -448,7 +455,7 @@ func (o *Object) conclude(t *Turn, err error) {
 	}
 	var panicked *PanicError
 	crash := errors.As(err, &panicked) && panicked.own(err)
-	if crash || err != nil && o.class.RollbackOnError && w.sock != nil {
+	if crash || err != nil && o.class.RollbackOnError && (w.sock != nil || w.Cause == CauseAlarm) {
 		if crash {
 			o.reg.stats.panics.Add(1)
 			o.log().Error("handler panicked, turn is undone", "cause", w.Cause.String(), "panic", panicked.Value, "stack", string(panicked.Stack))
@@ -467,7 +474,9 @@ func (o *Object) conclude(t *Turn, err error) {
 		o.log().Error("handler failed", "cause", w.Cause.String(), "err", err)
 	}
 	t.leave(context.Canceled)
-	a.commit(w)
+	if err := a.commit(w); err != nil {
+		o.finish(w, err)
+	}
 	o.eventOver(t)
 }
 
@@ -546,6 +555,12 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 	a.mu.Unlock()
 	if pinned {
 		o.eventOver(t)
+		if a.Instance == nil {
+			// A constructor that waits for another object must not keep that
+			// one's constructor from running.
+			o.reg.constructing.Release(1)
+			defer o.reg.takeSlot()
+		}
 		o.reg.busy.Add(-1)
 		defer func() {
 			o.reg.busy.Add(1)
@@ -558,7 +573,12 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 		}()
 		return f(ctx)
 	}
-	a.commit(nil)
+	if err := a.commit(nil); err != nil {
+		a.mu.Lock()
+		t.away = false
+		a.mu.Unlock()
+		return err
+	}
 	o.eventOver(t)
 	b := o.addBlocker(a, name)
 	o.giveUp(t)
@@ -702,7 +722,9 @@ func (t *Turn) Sync(ctx context.Context) error {
 	if err := t.Check(); err != nil {
 		return err
 	}
-	t.act.commit(nil)
+	if err := t.act.commit(nil); err != nil {
+		return err
+	}
 	return t.act.obj.barrier(ctx)
 }
 
@@ -711,7 +733,9 @@ func (t *Turn) Flush(done func(error)) error {
 	if err := t.Check(); err != nil {
 		return err
 	}
-	t.act.commit(nil)
+	if err := t.act.commit(nil); err != nil {
+		return err
+	}
 	t.act.obj.gate.Hold(output{done: done})
 	return nil
 }
