@@ -13,7 +13,8 @@
 // matters the engine is dead for good: nothing is read from it or written to
 // it, every call answers [ErrUnavailable], and nothing blocks.
 //
-// Goroutines: one committer and one watcher for each Store, the engine's own,
+// Goroutines: for each Store one that commits, one that calls back and one that
+// watches for death; the engine's own,
 // and, once an engine is dead, those of it that are parked in [grave.park].
 //
 // Lock order: Store.mu, entry.mu, Store.qmu, pebbleEngine's. None is held

@@ -12,7 +12,7 @@ import (
 )
 
 // patience is how long a test waits for what must not hang.
-const patience = 20 * time.Second
+const patience = 5 * time.Second
 
 var errDisk = errors.New("injected: no space left on device")
 

@@ -163,7 +163,7 @@ func (s *Store) forget(idle []*entry) {
 
 // retire takes an answered commit out of the overlay, and reports whether
 // forget should look at the entry.
-func (e *entry) retire(c *commit) bool {
+func (e *entry) retire(c *commit, err error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	seq := c.Seq + 1
@@ -177,8 +177,8 @@ func (e *entry) retire(c *commit) bool {
 	}
 	e.pending--
 	e.retired++
-	if c.doomed != nil && e.poison == nil {
-		e.poison = c.doomed
+	if err != nil && e.poison == nil {
+		e.poison = err
 	}
 	return e.pending == 0 || e.poison != nil
 }
@@ -319,22 +319,22 @@ func (o *Object) Put(key string, value []byte) error {
 		return err
 	}
 	defer o.e.mu.Unlock()
-	if err := o.roomFor(len(key) + len(value) + writeOverhead); err != nil {
-		return err
-	}
-	o.top().set(key, value)
-	return nil
+	return o.set(key, value)
 }
 
-// roomFor reports whether n more bytes fit into one commit. The caller holds e.mu.
-func (o *Object) roomFor(n int) error {
-	n += o.base.bytes
+// set writes to the top layer if one commit can hold that. The caller holds e.mu.
+func (o *Object) set(key string, value []byte) error {
+	n := len(key) + len(value) + writeOverhead + o.base.bytes
+	if old, ok := o.top().writes[key]; ok {
+		n -= len(key) + len(old) + writeOverhead
+	}
 	for _, l := range o.saves {
 		n += l.bytes
 	}
 	if n > o.s.limits.Commit {
 		return fmt.Errorf("commit of %d bytes: %w", n, ErrTooLarge)
 	}
+	o.top().set(key, value)
 	return nil
 }
 
@@ -367,11 +367,10 @@ func (o *Object) Delete(keys ...string) (existed int, err error) {
 		if v == nil {
 			continue
 		}
-		if err := o.roomFor(len(key) + writeOverhead); err != nil {
+		if err := o.set(key, nil); err != nil {
 			o.e.mu.Unlock()
 			return existed, err
 		}
-		o.top().set(key, nil)
 		existed++
 	}
 	o.e.mu.Unlock()
@@ -485,8 +484,8 @@ func (o *Object) Undo() {
 }
 
 // Commit hands the write set to the committer and returns at once. done, which
-// may be nil, is called exactly once and in commit order for each object, on
-// the committer's goroutine, so it must not block: with nil once the commit and
+// may be nil, is called exactly once and in commit order for each object, on the
+// one goroutine that answers, so it must neither block nor call Close: with nil once the commit and
 // all before it are durable, else with ErrFenced or ErrUnavailable. Commit
 // reports false, without a call, if there was nothing to commit.
 //

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -47,9 +48,10 @@ type pebbleEngine struct {
 	g     *grave
 	log   *slog.Logger
 	epoch uint64
-	lock  *pebble.Lock
+	fs    *graveFS
 	mem   *vfs.MemFS // the file system of a store in memory, else nil
 
+	copies atomic.Uint64  // snapshots made of mem
 	reads  sync.WaitGroup // reads of Pebble under way
 	useMu  sync.Mutex     // guards closed, and reads.Add against it
 	closed bool
@@ -95,10 +97,10 @@ func openPebble(cfg *Config) (*pebbleEngine, error) {
 		e.dir, base = dir, vfs.Default
 	}
 	e.dir = base.PathJoin(e.dir) // clean, as the grave compares names
-	fs := &graveFS{FS: base, dir: e.dir, g: e.g}
+	e.fs = &graveFS{FS: base, dir: e.dir, g: e.g}
 
 	opened := make(chan error, 1)
-	go func() { opened <- e.openDB(cfg, fs) }()
+	go func() { opened <- e.openDB(cfg) }()
 	var err error
 	select {
 	case err = <-opened:
@@ -130,7 +132,7 @@ func openCause(err error) error {
 }
 
 // openDB runs on a goroutine of its own, which parks if a fatal write fails.
-func (e *pebbleEngine) openDB(cfg *Config, fs *graveFS) (err error) {
+func (e *pebbleEngine) openDB(cfg *Config) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: pebble panicked: %v", ErrCorrupt, r)
@@ -138,7 +140,7 @@ func (e *pebbleEngine) openDB(cfg *Config, fs *graveFS) (err error) {
 	}()
 	cache := pebble.NewCache(cfg.CacheSize)
 	defer cache.Unref()
-	db, err := pebble.Open(e.dir, pebbleOptions(cfg, fs, cache))
+	db, err := pebble.Open(e.dir, pebbleOptions(cfg, e.fs, cache))
 	if err != nil {
 		return err
 	}
@@ -616,7 +618,7 @@ func (e *pebbleEngine) Snapshot(ctx context.Context, dir string) error {
 		if _, err := os.Stat(dir); err == nil {
 			return fmt.Errorf("snapshot into %q: %w", dir, os.ErrExist)
 		}
-		target = "/snapshot"
+		target = fmt.Sprint("/snapshot-", e.copies.Add(1))
 	} else {
 		abs, err := filepath.Abs(dir)
 		if err == nil && e.dir == abs {
@@ -648,12 +650,20 @@ func (e *pebbleEngine) guardedSnapshot(target, dir string) (err error) {
 	if err := e.enter(); err != nil {
 		return err
 	}
+	defer e.reads.Done()
+	if _, err := e.fs.Stat(target); err == nil {
+		return os.ErrExist
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	defer func() {
 		// Pebble panics when the directory of the copy cannot be synced.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("pebble panicked: %v", r)
 		}
-		e.reads.Done()
+		if err != nil {
+			_ = e.fs.RemoveAll(target) // half a copy; err says that there is none
+		}
 	}()
 	if err := e.db.Checkpoint(target, pebble.WithFlushedWAL()); err != nil {
 		return err

@@ -84,6 +84,7 @@ type Store struct {
 	dead     chan struct{}         // closed after err is set
 	over     atomic.Pointer[error] // err, for those who hold another lock
 	stopped  chan struct{}         // closed when the committer has ended
+	answered chan struct{}         // closed when all commits made before the end are answered
 	closing  chan struct{}         // closed by Close at its end: the watcher goes
 	watching chan struct{}         // closed when the watcher has ended
 
@@ -96,9 +97,11 @@ type Store struct {
 	phase    phase
 	queue    []*commit // in order of Commit
 	inflight []*commit // with the engine
-	// answering is whether a goroutine calls back: the committer in deliver, or
-	// drain. There is one at a time, so that an object's answers keep order.
+	ready    []group   // answers of the engine, not delivered
+	// answering is whether a goroutine runs answerLoop. There is one at a time,
+	// so that an object's answers keep their order.
 	answering bool
+	answer    *sync.Cond    // of answerLoop, on qmu
 	room      chan struct{} // closed when less is pending; nil if nobody waits
 	stats     Stats
 
@@ -152,12 +155,15 @@ func New(eng Engine, cfg Config) *Store {
 		cfg:      cfg,
 		dead:     make(chan struct{}),
 		stopped:  make(chan struct{}),
+		answered: make(chan struct{}),
 		closing:  make(chan struct{}),
 		watching: make(chan struct{}),
 		entries:  make(map[ID]*entry),
 	}
-	s.wake = sync.NewCond(&s.qmu)
+	s.wake, s.answer = sync.NewCond(&s.qmu), sync.NewCond(&s.qmu)
+	s.answering = true
 	go s.commitLoop()
+	go s.answerLoop()
 	go s.watch()
 	return s
 }
@@ -272,6 +278,7 @@ func (s *Store) close() error {
 		case <-s.stopped:
 		case <-s.eng.Dead(): // the committer may never stop
 		}
+		<-s.answered
 		closed <- s.eng.Close()
 	}()
 	timeout := time.NewTimer(s.cfg.CloseTimeout)
@@ -294,7 +301,7 @@ type commit struct {
 	Commit
 	e      *entry
 	bytes  int
-	doomed error // answer that is known already: the handle is stale
+	doomed error // answer that is known already: the handle is stale; immutable
 	done   func(error)
 }
 
@@ -306,24 +313,30 @@ func (s *Store) enqueue(c *commit) {
 	s.queue = append(s.queue, c)
 	s.stats.Pending++
 	s.stats.PendingBytes += c.bytes
-	s.wake.Signal()
-	s.answerRest()
+	if s.phase != phaseEnded {
+		s.wake.Signal()
+	} else if !s.answering {
+		s.answering = true
+		go s.answerLoop()
+	}
 }
 
-// commitLoop is the committer's goroutine: the only one that writes, and the
-// one that calls back. It parks inside the engine if that dies.
+// group is some commits with their answers.
+type group struct {
+	commits []*commit
+	answers []error // of those that are not doomed
+	err     error   // of all others
+}
+
+// commitLoop is the committer's goroutine, the only one that writes. It parks
+// inside the engine if that dies.
 func (s *Store) commitLoop() {
 	defer close(s.stopped)
 	for {
-		group := s.take()
-		if group == nil {
+		commits := s.take()
+		if commits == nil || !s.write(commits) {
 			return
 		}
-		answers, ok := s.write(group)
-		if !ok {
-			return // drain has the group
-		}
-		s.deliver(group, answers)
 	}
 }
 
@@ -354,15 +367,16 @@ func (s *Store) take() []*commit {
 	return s.inflight
 }
 
-// write makes a group durable. It reports false if the store has died
-// meanwhile: then the group is drain's.
-func (s *Store) write(group []*commit) (answers []error, ok bool) {
+// write makes a group durable and hands its answers over. It reports false if
+// the store has ended meanwhile: then answerLoop has taken the group.
+func (s *Store) write(group []*commit) bool {
 	commits := make([]Commit, 0, len(group))
 	for _, c := range group {
 		if c.doomed == nil {
 			commits = append(commits, c.Commit)
 		}
 	}
+	var answers []error
 	var took time.Duration
 	if len(commits) > 0 {
 		start := time.Now()
@@ -373,20 +387,27 @@ func (s *Store) write(group []*commit) (answers []error, ok bool) {
 	s.qmu.Lock()
 	defer s.qmu.Unlock()
 	if s.phase == phaseEnded {
-		return nil, false
+		return false
 	}
 	if err != nil {
 		s.end(err) // before the watcher does
-		return nil, false
+		return false
 	}
-	s.inflight, s.answering = nil, true
+	s.push(group, answers)
 	if len(commits) > 0 {
 		s.stats.Groups++
 		s.stats.MaxGroup = max(s.stats.MaxGroup, len(commits))
 		s.stats.SyncTime += took
 		s.stats.MaxSyncTime = max(s.stats.MaxSyncTime, took)
 	}
-	return answers, true
+	return true
+}
+
+// push hands the answers to inflight over. The caller holds qmu.
+func (s *Store) push(commits []*commit, answers []error) {
+	s.inflight = nil
+	s.ready = append(s.ready, group{commits: commits, answers: answers})
+	s.answer.Signal()
 }
 
 // end stops taking commits. The caller holds qmu.
@@ -394,17 +415,8 @@ func (s *Store) end(err error) {
 	s.phase, s.err = phaseEnded, err
 	s.over.Store(&err)
 	s.wake.Signal()
+	s.answer.Signal()
 	s.makeRoom()
-	s.answerRest()
-}
-
-// answerRest starts drain if the store has ended and commits are left that
-// nobody answers. The caller holds qmu.
-func (s *Store) answerRest() {
-	if s.phase == phaseEnded && !s.answering && len(s.inflight)+len(s.queue) > 0 {
-		s.answering = true
-		go s.drain()
-	}
 }
 
 func (s *Store) makeRoom() {
@@ -414,27 +426,77 @@ func (s *Store) makeRoom() {
 	}
 }
 
-// deliver answers a group in order: first every overlay forgets what is
-// durable, then the callbacks run.
-func (s *Store) deliver(group []*commit, answers []error) {
+// answerLoop calls back, in order of the commits. Once the store has ended, it
+// answers what is left with its error, and ends too; a later commit starts it
+// again.
+func (s *Store) answerLoop() {
+	for {
+		groups := s.takeAnswers()
+		if groups == nil {
+			return
+		}
+		for _, g := range groups {
+			s.deliver(g)
+		}
+	}
+}
+
+// takeAnswers waits for answers to deliver. It returns nil when there are no
+// more of them.
+func (s *Store) takeAnswers() []group {
+	s.qmu.Lock()
+	defer s.qmu.Unlock()
+	for len(s.ready) == 0 && s.phase != phaseEnded {
+		s.answer.Wait()
+	}
+	groups := s.ready
+	s.ready = nil
+	if len(groups) > 0 || s.phase != phaseEnded {
+		return groups
+	}
+	if len(s.inflight)+len(s.queue) > 0 {
+		left := append(s.inflight[:len(s.inflight):len(s.inflight)], s.queue...)
+		s.inflight, s.queue = nil, nil
+		return []group{{commits: left, err: s.err}}
+	}
+	s.answering = false
+	select {
+	case <-s.answered:
+	default:
+		close(s.answered)
+	}
+	return nil
+}
+
+// deliver answers a group in order: first every overlay forgets what was
+// answered, then the callbacks run.
+func (s *Store) deliver(g group) {
 	var idle []*entry
-	i := 0
 	var ok, fenced, failed, bytes uint64
 	pending := 0
-	for _, c := range group {
+	answers := make([]error, len(g.commits))
+	for i, c := range g.commits {
 		pending += c.bytes
-		if c.doomed == nil {
-			c.doomed = answers[i]
-			i++
-			if c.e.retire(c) {
+		err := g.err
+		switch {
+		case c.doomed != nil: // it is in no overlay
+			if err == nil {
+				err = c.doomed
+			}
+		default:
+			if err == nil {
+				err = g.answers[0]
+				g.answers = g.answers[1:]
+			}
+			if c.e.retire(c, err) {
 				idle = append(idle, c.e)
 			}
 		}
-		switch {
-		case c.doomed == nil:
+		switch answers[i] = err; {
+		case err == nil:
 			ok++
 			bytes += uint64(c.bytes)
-		case errors.Is(c.doomed, ErrFenced):
+		case errors.Is(err, ErrFenced):
 			fenced++
 		default:
 			failed++
@@ -447,54 +509,13 @@ func (s *Store) deliver(group []*commit, answers []error) {
 	s.stats.Fenced += fenced
 	s.stats.Failed += failed
 	s.stats.Bytes += bytes
-	s.stats.Pending -= len(group)
+	s.stats.Pending -= len(g.commits)
 	s.stats.PendingBytes -= pending
 	s.makeRoom()
 	s.qmu.Unlock()
-	for _, c := range group {
+	for i, c := range g.commits {
 		if c.done != nil {
-			c.done(c.doomed)
-		}
-	}
-	s.qmu.Lock()
-	s.answering = false
-	s.answerRest()
-	s.qmu.Unlock()
-}
-
-// drain answers everything with the store's error, until nothing is left.
-func (s *Store) drain() {
-	for {
-		s.qmu.Lock()
-		group := append(s.inflight[:len(s.inflight):len(s.inflight)], s.queue...)
-		s.inflight, s.queue = nil, nil
-		if len(group) == 0 {
-			s.answering = false
-			s.qmu.Unlock()
-			return
-		}
-		err := s.err
-		s.stats.Pending -= len(group)
-		for _, c := range group {
-			s.stats.PendingBytes -= c.bytes
-		}
-		s.stats.Failed += uint64(len(group))
-		s.qmu.Unlock()
-		var idle []*entry
-		for _, c := range group {
-			if c.doomed != nil {
-				continue // it is in no overlay
-			}
-			c.doomed = err
-			if c.e.retire(c) {
-				idle = append(idle, c.e)
-			}
-		}
-		s.forget(idle)
-		for _, c := range group {
-			if c.done != nil {
-				c.done(err)
-			}
+			c.done(answers[i])
 		}
 	}
 }
