@@ -33,6 +33,9 @@
 // Lifetime is counted in the same word: whoever uses the number holds a reference, Close sets a bit, and the last
 // one out takes the table entry away and closes the number. An event fetched before that and looked up afterwards
 // carries the generation of its number and is dropped if a new connection has it.
+//
+// With the build tag portable Linux uses goroutines for every connection too, so that what other systems run can be
+// tested there.
 package poll
 
 import (
