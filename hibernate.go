@@ -221,6 +221,7 @@ type Runtime struct {
 	err    error      // why the runtime ended
 	closed bool
 	done   chan struct{} // closed when the runtime has ended
+	opened chan struct{} // closed when Open is about to return; reg is not written after
 
 	closing  sync.Once
 	closeErr error
@@ -235,7 +236,13 @@ type Runtime struct {
 //
 // Open reads no objects. A class's alarms run from its [Register] on.
 func Open(dir string, o *Options) (*Runtime, error) {
-	rt := &Runtime{done: make(chan struct{})}
+	return open(store.Config{Dir: dir}, o)
+}
+
+// open opens a runtime on a store of the given kind.
+func open(cfg store.Config, o *Options) (*Runtime, error) {
+	rt := &Runtime{done: make(chan struct{}), opened: make(chan struct{})}
+	defer close(rt.opened)
 	if o != nil {
 		rt.opt = *o
 	}
@@ -257,7 +264,8 @@ func Open(dir string, o *Options) (*Runtime, error) {
 		return nil, err
 	}
 	var err error
-	if rt.store, err = store.Open(store.Config{Dir: dir, Logger: rt.log, OnDead: rt.die}); err != nil {
+	cfg.Logger, cfg.OnDead = rt.log, rt.die
+	if rt.store, err = store.Open(cfg); err != nil {
 		return nil, fmt.Errorf("hibernate: %w", err)
 	}
 	if rt.poller, err = poll.New(poll.Options{Logger: rt.log}); err != nil {
@@ -281,6 +289,10 @@ func Open(dir string, o *Options) (*Runtime, error) {
 // die ends a runtime whose storage has failed: held output is dropped and every
 // connection is cut.
 func (rt *Runtime) die(err error) {
+	<-rt.opened
+	if rt.reg == nil {
+		return // Open failed, and says so
+	}
 	rt.reg.Kill(err)
 	if rt.end(err) {
 		rt.log.Error("storage failed, runtime is dead", "err", err)
@@ -346,6 +358,14 @@ func (rt *Runtime) Close() error {
 }
 
 var _ io.Closer = (*Runtime)(nil)
+
+// Snapshot writes a consistent copy of all storage into dir, which must not exist,
+// while the runtime goes on. [Open] opens it. What is durable when Snapshot is
+// called is in it, and of every later turn all or nothing. Ending ctx has no effect
+// once the copy has begun.
+func (rt *Runtime) Snapshot(ctx context.Context, dir string) error {
+	return rt.store.Snapshot(ctx, dir)
+}
 
 // Stats are sizes of now and counters since Open.
 type Stats struct {

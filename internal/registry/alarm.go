@@ -17,6 +17,11 @@ const (
 	alarmRetries = 6                // counted ones (semantics 13.5)
 	alarmBackoff = 2 * time.Second  // before the first retry, doubled for each other
 	alarmJitter  = 0.25             // added to it, at most
+
+	// An alarm whose handler sets it again at once, over and over, is a loop that
+	// nobody meant: after so many runs in a row it is slowed down to the floor.
+	alarmStreak = 100
+	alarmFloor  = 100 * time.Millisecond
 )
 
 // alarmSource is the registry as the scheduler sees it.
@@ -82,7 +87,7 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 		return readErr
 	}
 	if err == nil || al.Next != 0 {
-		al = store.Alarm{Next: al.Next} // done, or replaced by a new one (semantics 13.6)
+		al = store.Alarm{Next: t.slowAlarm(al.Next)} // done, or replaced by a new one (semantics 13.6)
 	} else {
 		al = retried(al, now, true)
 	}
@@ -90,6 +95,24 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 		return setErr
 	}
 	return err
+}
+
+// slowAlarm is when an alarm that was set for next may run.
+func (t *Turn) slowAlarm(next int64) int64 {
+	a, now := t.act, t.act.obj.reg.cfg.Clock.Now()
+	floor := now.Add(alarmFloor).UnixMilli()
+	if next == 0 || next >= floor {
+		a.alarmStreak = 0
+		return next
+	}
+	a.alarmStreak++
+	if a.alarmStreak < alarmStreak {
+		return next
+	}
+	if a.alarmStreak == alarmStreak {
+		a.obj.log().Warn("alarm sets itself again at once, over and over; it is slowed down", "runs", alarmStreak, "to", alarmFloor)
+	}
+	return floor
 }
 
 // done is called with nil when the outcome is durable, or with why the run was

@@ -45,6 +45,7 @@ type Activation struct {
 
 	alarmRunning bool // the alarm's handler has begun and not ended
 	alarmChanged bool // in the current stretch
+	alarmStreak  int  // runs in a row that set the next one for at once; owned by the alarm's turn
 }
 
 // An undone is how to take one effect of the current stretch back.
