@@ -143,12 +143,12 @@ func TestCrash(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	fs := vfs.NewCrashableMem()
+	fs := newCrashFS()
 	histories := newHistories()
 	var answered, lost int64
 	for cut := range *cuts {
 		if cut%20 == 19 { // the histories would grow for ever
-			fs, histories = vfs.NewCrashableMem(), newHistories()
+			fs, histories = newCrashFS(), newHistories()
 		}
 		cfg := smallConfig(fs)
 		cfg.MaxPending = 1 + rng.IntN(40)
@@ -181,7 +181,7 @@ func TestCrash(t *testing.T) {
 		}
 		acked = w.acked()
 		after = w.answers.Load()
-		crashed := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 0, 50, 90, 100}[rng.IntN(5)], RNG: rng})
+		crashed := fs.cut(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 0, 50, 90, 100}[rng.IntN(5)], RNG: rng})
 		answered += after
 		<-done
 		must(t, w.s.Close())

@@ -100,7 +100,7 @@ func TestFaults(t *testing.T) {
 // faultRun runs a workload over a fault and reports whether the store died.
 func faultRun(t *testing.T, f *fault) (died bool) {
 	t.Helper()
-	mem := vfs.NewCrashableMem()
+	mem := newCrashFS()
 	cfg := smallConfig(&closeFS{errorfs.Wrap(mem, f), f})
 	cfg.MemTableSize = 32 << 10
 	cfg.MaxPending = 20
@@ -171,7 +171,7 @@ func faultRun(t *testing.T, f *fault) (died bool) {
 	// opened again at once.
 	f.off.Store(true)
 	acked := w.acked()
-	crashed := mem.CrashClone(vfs.CrashCloneCfg{})
+	crashed := mem.cut(vfs.CrashCloneCfg{})
 	verifyDir(t, crashed, "/db", w, acked)
 	within(t, func() {
 		for !verifyReopens(t, mem) { // once nothing of the dead store is under way

@@ -665,7 +665,7 @@ func (e *pebbleEngine) guardedSnapshot(target, dir string) (err error) {
 			_ = e.fs.RemoveAll(target) // half a copy; err says that there is none
 		}
 	}()
-	if err := e.db.Checkpoint(target, pebble.WithFlushedWAL()); err != nil {
+	if err := e.db.Checkpoint(target); err != nil {
 		return err
 	}
 	if e.mem == nil {

@@ -93,7 +93,7 @@ func TestCommittedWritesSurviveReopening(t *testing.T) {
 
 func TestCloseCommitsWhatIsQueued(t *testing.T) {
 	noLeaks(t)
-	mem := vfs.NewCrashableMem()
+	mem := newCrashFS()
 	s := mustOpen(t, smallConfig(mem))
 	var answers int
 	for i := range 100 {
@@ -114,7 +114,7 @@ func TestCloseCommitsWhatIsQueued(t *testing.T) {
 	if s.Err() != nil {
 		t.Fatalf("a closed store is dead: %v", s.Err())
 	}
-	e := testPebble(t, mem.CrashClone(vfs.CrashCloneCfg{}))
+	e := testPebble(t, mem.cut(vfs.CrashCloneCfg{}))
 	for i := range 100 {
 		if ok, err := e.Has(ID{byte(i)}, "k"); !ok || err != nil {
 			t.Fatalf("object %d: %v, %v", i, ok, err)
