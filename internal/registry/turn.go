@@ -466,6 +466,9 @@ func (o *Object) conclude(t *Turn, err error) {
 		}
 		t.leave(ErrReset)
 		o.finish(w, err)
+		if w.sock != nil && w.event.Kind != socket.Message {
+			o.removeSocket(w.sock) // before fall lets the next turn look (semantics 2.4)
+		}
 		o.fall(a, err, false)
 		o.eventOver(t)
 		return
