@@ -414,6 +414,9 @@ func (c *client) reset() {
 	c.conn.Close()
 }
 
+// halfClose ends what the client sends, without a Close frame.
+func (c *client) halfClose() { c.conn.(*net.TCPConn).CloseWrite() }
+
 // next is the next thing received: "text:…", "bin:…", "close:code reason", "pong:…", "eof".
 func (c *client) next() string {
 	c.t.Helper()
