@@ -17,7 +17,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
-	"golang.org/x/sys/unix"
 )
 
 // A client is one WebSocket seen from outside. It hides nothing that the server
@@ -27,8 +26,8 @@ type client struct {
 	silent bool          // does not answer Close frames
 	ended  chan struct{} // closed when nothing more will be received
 
-	// reading is set while the reader waits for the kernel. Together with an empty
-	// receive queue it means that everything sent so far has been taken in.
+	// reading is set while the reader waits for the kernel. If nothing has arrived
+	// there either, everything sent so far has been taken in.
 	reading atomic.Bool
 
 	mu     sync.Mutex // guards the following
@@ -95,15 +94,7 @@ func (c *client) calm() (received int, calm bool) {
 	if !c.reading.Load() {
 		return received, false
 	}
-	raw, err := c.conn.SyscallConn()
-	if err != nil {
-		return received, true
-	}
-	var queued int
-	if raw.Control(func(fd uintptr) { queued, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) != nil || err != nil {
-		return received, true // closed by the scenario
-	}
-	return received, queued == 0 && c.reading.Load()
+	return received, !c.arrived() && c.reading.Load()
 }
 
 // take removes up to n received values, all if n is 0, and reports whether

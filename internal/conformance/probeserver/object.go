@@ -61,6 +61,8 @@ func (s *Server) newBare(ctx context.Context, st *hibernate.State) (bare, error)
 func (s *Server) newObject(ctx context.Context, st *hibernate.State) (*object, error) {
 	w := s.world(st.Name())
 	o := &object{s: s, state: st, w: w, n: w.construct(), mem: map[string]any{}}
+	s.pinned.Add(1)
+	defer s.pinned.Add(-1)
 	o.log("construct", nil)
 	ops, run := w.next("construct")
 	// Nothing is awaited in a constructor: a blockConcurrencyWhile begins when the
@@ -101,6 +103,10 @@ func (o *object) runProgram(ctx context.Context, at string, sc *scope) error {
 
 // ServeHTTP connects a socket or runs a command.
 func (o *object) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if q, ok := r.Context().Value(requestKey{}).(*request); ok {
+		q.stage.Store(stageHandled)
+		defer q.stage.Store(stageLeft)
+	}
 	serve := o.command
 	if strings.HasSuffix(r.URL.Path, "/ws") {
 		serve = o.connect

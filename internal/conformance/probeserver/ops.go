@@ -420,6 +420,8 @@ func (o *object) control(ctx context.Context, op op, sc *scope) (any, error) {
 }
 
 func (o *object) block(ctx context.Context, op op, sc *scope) (v any, err error) {
+	o.s.pinned.Add(1)
+	defer o.s.pinned.Add(-1)
 	err = o.state.BlockConcurrencyWhile(ctx, func(ctx context.Context) error {
 		v, err = o.run(ctx, op.list("ops"), sc, 0)
 		return err
@@ -504,6 +506,8 @@ func (o *object) send(ctx context.Context, op op, sc *scope) error {
 }
 
 func (o *object) transaction(ctx context.Context, op op, sc *scope) (v any, err error) {
+	o.s.pinned.Add(1)
+	defer o.s.pinned.Add(-1)
 	err = o.state.Storage().Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 		if op.flag("leak") {
 			o.leaked = tx

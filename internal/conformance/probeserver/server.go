@@ -8,6 +8,7 @@
 package probeserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,10 +58,26 @@ type Server struct {
 	started atomic.Int64
 
 	came, answered atomic.Int64 // requests to objects
+	pinned         atomic.Int64 // handlers inside something that holds their turn
 
-	mu     sync.Mutex // guards the following
-	worlds map[string]*world
+	mu       sync.Mutex // guards the following
+	worlds   map[string]*world
+	requests map[*request]struct{} // not answered
 }
+
+// A request is one to an object. Its context carries it.
+type request struct {
+	stage atomic.Int32
+}
+
+// The stages of a request, in order.
+const (
+	stageCame    = iota
+	stageHandled // the object's handler runs
+	stageLeft    // it has returned
+)
+
+type requestKey struct{}
 
 // A house is one runtime and its two classes.
 type house struct {
@@ -73,7 +90,7 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = systemClock{}
 	}
-	s := &Server{clock: cfg.Clock, worlds: map[string]*world{}}
+	s := &Server{clock: cfg.Clock, worlds: map[string]*world{}, requests: map[*request]struct{}{}}
 	limits := hibernate.Limits{Message: 32 << 20, RequestBody: 64 << 20}
 	var err error
 	if s.kv, err = s.open(cfg, "kv", limits); err != nil {
@@ -140,9 +157,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.world(name).setProgram(p)
 		answer(w, http.StatusOK, map[string]any{})
 	default:
+		q := &request{}
+		s.mu.Lock()
+		s.requests[q] = struct{}{}
+		s.mu.Unlock()
 		s.came.Add(1)
-		defer s.answered.Add(1)
-		s.stub(name).ServeHTTP(w, r)
+		defer func() {
+			s.answered.Add(1)
+			s.mu.Lock()
+			delete(s.requests, q)
+			s.mu.Unlock()
+		}()
+		s.stub(name).ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, q)))
 	}
 }
 
@@ -218,10 +244,30 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(encode(v)) // a client that has left
 }
 
-// Quiet reports whether both runtimes are quiet and nothing that a timer or a
-// WaitUntil has set off is on its way to its turn.
+// Quiet reports whether nothing will happen inside before something comes from
+// outside or from the clock: both runtimes are quiet, what a timer or a WaitUntil
+// has set off is in its turn, and no request is on its way to its handler or
+// from it.
 func (s *Server) Quiet() bool {
-	return s.started.Load() == 0 && s.big.rt.Quiet() && s.kv.rt.Quiet() && s.started.Load() == 0
+	return s.started.Load() == 0 && !s.moving() && s.big.rt.Quiet() && s.kv.rt.Quiet() && s.started.Load() == 0
+}
+
+// moving reports whether a request is outside of its handler, other than to wait
+// for a turn that somebody holds.
+func (s *Server) moving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for q := range s.requests {
+		switch q.stage.Load() {
+		case stageCame:
+			if s.pinned.Load() == 0 {
+				return true
+			}
+		case stageLeft:
+			return true
+		}
+	}
+	return false
 }
 
 // Requests tells how many requests have come to objects, and how many of them
