@@ -2,22 +2,48 @@ package store
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// pebbleCursor is a Cursor on a Pebble iterator.
+// pebbleCursor is a Cursor on a Pebble iterator. It fetches some rows at once
+// and copies them: the engine's Close frees what Pebble returned, at any time.
 type pebbleCursor struct {
 	e       *pebbleEngine
 	reverse bool
 
-	mu      sync.Mutex       // held across a step, so that the engine's Close can end it
+	// Owned by the cursor's goroutine.
+	*rowBuffer     // nil once closed
+	next       int // in ends, of the row to come
+	start      int // in rows, of that row
+	key, value []byte
+	fetch      int // rows to fetch next time
+	err        error
+
+	shutdown atomic.Bool // set by the engine's Close
+
+	mu      sync.Mutex       // held across a fetch, so that the engine's Close can end it
 	it      *pebble.Iterator // nil once closed
 	started bool
-	key     []byte // copies: Close of the engine may free what Pebble returned
-	value   []byte
-	err     error
 }
+
+// rowBuffer holds fetched rows. The engine keeps some for later cursors.
+type rowBuffer struct {
+	rows []byte   // key and value of each one after the other
+	ends []rowEnd // in rows
+}
+
+// rowEnd is where a row's key and its value end.
+type rowEnd struct{ key, value int }
+
+// A fetch starts small, for lists with a limit, and grows to these.
+const (
+	minFetch      = 4
+	maxFetch      = 32
+	maxFetchBytes = 4 << 10
+	maxKeptBytes  = 64 << 10 // of a rowBuffer that is kept
+)
 
 func (e *pebbleEngine) Iterate(id ID, b Bounds) (Cursor, error) {
 	return e.guardedIterate(&id, b)
@@ -40,7 +66,12 @@ func (e *pebbleEngine) guardedIterate(id *ID, b Bounds) (_ Cursor, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &pebbleCursor{e: e, reverse: b.Reverse, it: it}
+	buffer, _ := e.buffers.Get().(*rowBuffer)
+	if buffer == nil {
+		buffer = &rowBuffer{}
+	}
+	c := &pebbleCursor{e: e, reverse: b.Reverse, rowBuffer: buffer, fetch: minFetch, it: it}
+	c.rows, c.ends = c.rows[:0], c.ends[:0]
 	e.mu.Lock()
 	e.cursors[c] = true
 	e.mu.Unlock()
@@ -48,78 +79,109 @@ func (e *pebbleEngine) guardedIterate(id *ID, b Bounds) (_ Cursor, err error) {
 }
 
 func (c *pebbleCursor) Next() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.guardedNext()
+	if c.rowBuffer == nil || c.err != nil {
+		return false
+	}
+	if c.shutdown.Load() {
+		c.err = errClosed
+		return false
+	}
+	if c.next == len(c.ends) {
+		c.mu.Lock()
+		c.guardedFetch()
+		c.mu.Unlock()
+		if c.err != nil || len(c.ends) == 0 {
+			return false
+		}
+	}
+	start, end := c.start, c.ends[c.next]
+	c.key, c.value = c.rows[start:end.key:end.key], c.rows[end.key:end.value:end.value]
+	c.start = end.value
+	c.next++
+	return true
 }
 
-// guardedNext needs no pebbleEngine.enter: Close takes c.mu first.
-func (c *pebbleCursor) guardedNext() (ok bool) {
+// guardedFetch replaces the rows by the next ones. It needs no
+// pebbleEngine.enter: closing the engine takes mu first.
+func (c *pebbleCursor) guardedFetch() {
+	c.rows, c.ends, c.next, c.start = c.rows[:0], c.ends[:0], 0, 0
 	if c.it == nil {
-		return false
+		if c.shutdown.Load() {
+			c.err = errClosed
+		}
+		return
 	}
 	if c.e.isDead() {
 		c.err = c.e.Err()
-		return false
+		return
 	}
 	defer func() {
 		if r := recover(); r != nil && r != any(fatalRead{}) {
 			panic(r)
 		}
 		if c.e.isDead() {
-			ok, c.err = false, c.e.Err()
+			c.err = c.e.Err()
 		}
 	}()
-	switch {
-	case !c.started && c.reverse:
-		ok = c.it.Last()
-	case !c.started:
-		ok = c.it.First()
-	case c.reverse:
-		ok = c.it.Prev()
-	default:
-		ok = c.it.Next()
-	}
-	c.started = true
-	if ok {
-		v, err := c.it.ValueAndErr()
+	it, rows, ends := c.it, c.rows, c.ends
+	for len(ends) < c.fetch && len(rows) < maxFetchBytes && c.step() {
+		rows = append(rows, it.Key()[keyOffset:]...)
+		key := len(rows)
+		v, err := it.ValueAndErr()
 		if err != nil {
-			c.err, ok = readError(err), false
+			c.err = readError(err)
+			return
 		}
-		c.key = append(c.key[:0], c.it.Key()[keyOffset:]...)
-		c.value = append(c.value[:0], v...)
-	} else if err := c.it.Error(); err != nil {
+		rows = append(rows, v...)
+		ends = append(ends, rowEnd{key, len(rows)})
+	}
+	if err := it.Error(); err != nil {
 		c.err = readError(err)
 	}
-	return ok
+	c.rows, c.ends = rows, ends
+	c.fetch = min(4*c.fetch, maxFetch)
+}
+
+func (c *pebbleCursor) step() bool {
+	switch {
+	case !c.started && c.reverse:
+		c.started = true
+		return c.it.Last()
+	case !c.started:
+		c.started = true
+		return c.it.First()
+	case !c.it.Valid(): // the end, seen before
+		return false
+	case c.reverse:
+		return c.it.Prev()
+	default:
+		return c.it.Next()
+	}
 }
 
 func (c *pebbleCursor) Key() []byte   { return c.key }
 func (c *pebbleCursor) Value() []byte { return c.value }
 
-func (c *pebbleCursor) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
-}
+func (c *pebbleCursor) Err() error { return c.err }
 
 func (c *pebbleCursor) Close() error {
-	c.shut(nil)
+	c.shut()
+	if b := c.rowBuffer; b != nil {
+		c.rowBuffer = nil
+		if cap(b.rows) <= maxKeptBytes {
+			c.e.buffers.Put(b)
+		}
+	}
 	return nil
 }
 
-// shut closes the iterator and lets Err answer err from then on.
-func (c *pebbleCursor) shut(err error) {
+// shut closes the iterator.
+func (c *pebbleCursor) shut() {
 	c.mu.Lock()
 	it := c.it
 	c.it = nil
-	if it != nil {
-		if err != nil {
-			c.err = err
-		}
-		if !c.e.isDead() {
-			_ = it.Close() // repeats an error that Err has told
-		}
+	if it != nil && !c.e.isDead() {
+		_ = it.Close() // repeats an error that Err has told
 	}
 	c.mu.Unlock()
 	if it != nil {

@@ -56,6 +56,8 @@ type pebbleEngine struct {
 	useMu  sync.Mutex     // guards closed, and reads.Add against it
 	closed bool
 
+	buffers sync.Pool // of *rowBuffer
+
 	mu      sync.Mutex             // guards the following
 	open    map[ID]*openHeader     // what Commit checks against
 	cursors map[*pebbleCursor]bool // closed by Close
@@ -715,7 +717,8 @@ func (e *pebbleEngine) closeDB() error {
 	}
 	e.mu.Unlock()
 	for _, c := range cursors {
-		c.shut(errClosed)
+		c.shutdown.Store(true)
+		c.shut()
 	}
 	return e.db.Close()
 }
