@@ -397,3 +397,75 @@ func TestListKeepsItsState(t *testing.T) {
 		}
 	})
 }
+
+// hookEngine calls hook after each read that answered, once.
+type hookEngine struct {
+	*gatedEngine
+	hook func()
+}
+
+func (e *hookEngine) after() {
+	if h := e.hook; h != nil {
+		e.hook = nil
+		h()
+	}
+}
+
+func (e *hookEngine) Iterate(id ID, b Bounds) (Cursor, error) {
+	c, err := e.gatedEngine.Iterate(id, b)
+	e.after()
+	return c, err
+}
+
+func (e *hookEngine) Has(id ID, key string) (bool, error) {
+	ok, err := e.gatedEngine.Has(id, key)
+	e.after()
+	return ok, err
+}
+
+// TestReadsMissNoCommitOnItsWayToTheDisk has commits leave the overlay between
+// the two halves of a read.
+func TestReadsMissNoCommitOnItsWayToTheDisk(t *testing.T) {
+	for _, clear := range []bool{false, true} {
+		for _, list := range []bool{false, true} {
+			t.Run(fmt.Sprintf("list %v clear %v", list, clear), func(t *testing.T) {
+				e := &hookEngine{gatedEngine: &gatedEngine{testPebble(t, vfs.NewMem()), make(chan struct{})}}
+				s := New(e, Config{})
+				o := s.Object(ID{1}, "C", "")
+				must(t, o.Put("old", []byte("v")))
+				done := make(chan error, 1)
+				o.Commit(func(err error) { done <- err })
+				e.tokens <- struct{}{}
+				must(t, <-done)
+
+				e.hook = func() { // the engine has answered: now it changes
+					if clear {
+						must(t, o.DeleteAll())
+					}
+					must(t, o.Put("new", []byte("w")))
+					o.Commit(func(err error) { done <- err })
+					e.tokens <- struct{}{}
+					must(t, <-done)
+				}
+				if list {
+					want := "[new=w old=v]"
+					if clear {
+						want = "[new=w]"
+					}
+					if got := fmt.Sprint(listed(t, o, ListOptions{})); got != want {
+						t.Errorf("list %v, want %v", got, want)
+					}
+				} else {
+					n, err := o.Delete("new", "old")
+					must(t, err)
+					if want := map[bool]int{false: 2, true: 1}[clear]; n != want {
+						t.Errorf("deleted %d, want %d", n, want)
+					}
+				}
+				o.Close()
+				close(e.tokens)
+				must(t, s.Close())
+			})
+		}
+	}
+}

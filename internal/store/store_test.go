@@ -196,8 +196,12 @@ func TestALaterHandleReadsPendingCommits(t *testing.T) {
 	o := s.Object(ID{1}, "C", "n")
 	must(t, o.Put("k", []byte("v")))
 	must(t, o.SetAlarm(Alarm{Next: 4}))
-	o.Commit(nil)
+	done := make(chan error)
+	o.Commit(func(err error) { done <- err })
 	o.Close()
+	for s.queued() > 0 { // until it is in a group of its own
+		time.Sleep(time.Microsecond)
+	}
 	o = s.Object(ID{1}, "C", "")
 	if v := get(t, o, "k"); v != "v" {
 		t.Errorf("k = %q", v)
@@ -207,6 +211,11 @@ func TestALaterHandleReadsPendingCommits(t *testing.T) {
 	}
 	must(t, o.Put("k", []byte("w")))
 	o.Commit(nil)
+	gate.tokens <- struct{}{}
+	must(t, <-done)
+	if v := get(t, o, "k"); v != "w" { // the second is still pending
+		t.Errorf("k = %q", v)
+	}
 	close(gate.tokens)
 	o.Close()
 	must(t, s.Close())
