@@ -422,7 +422,8 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 		return
 	}
 	o.act = nil
-	o.runner = nil // the handler that runs now, if any, has lost its right
+	falling := new(runner) // the handler that runs now, if any, has lost its right
+	o.runner = falling     // and nobody has it until everything is taken back
 	var sockets []*socket.Socket
 	var lost []*Work
 	if cut {
@@ -445,6 +446,11 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 		o.reg.stats.resets.Add(1)
 	}
 	running := a.end(cause)
+	o.mu.Lock()
+	if o.runner == falling {
+		o.runner = nil
+	}
+	o.mu.Unlock()
 	for _, t := range running {
 		o.finish(t.work, resetError(cause))
 	}

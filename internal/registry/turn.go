@@ -465,11 +465,11 @@ func (o *Object) conclude(t *Turn, err error) {
 			o.log().Error("handler failed, turn is undone", "cause", w.Cause.String(), "err", err)
 		}
 		t.leave(ErrReset)
-		o.finish(w, err)
 		if w.sock != nil && w.event.Kind != socket.Message {
 			o.removeSocket(w.sock) // before fall lets the next turn look (semantics 2.4)
 		}
 		o.fall(a, err, false)
+		o.finish(w, err) // whoever learns of it finds everything taken back
 		o.eventOver(t)
 		return
 	}
