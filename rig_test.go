@@ -22,9 +22,10 @@ import (
 
 	"github.com/hibernate-go/hibernate"
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak.Dead()...) }
 
 // epoch is where fake clocks begin.
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -72,7 +73,7 @@ func (r *rig) shut() {
 		r.srv.Close()
 		r.srv = nil
 	}
-	if err := r.rt.Close(); err != nil {
+	if err := r.rt.Close(); err != nil && r.rt.Err() == nil {
 		r.t.Errorf("close: %v", err)
 	}
 }
