@@ -246,3 +246,47 @@ func (fs *closeFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.
 func (f *closeFile) Close() error {
 	return errors.Join(f.f.MaybeError(errorfs.Op{Kind: errorfs.OpFileClose, Path: f.name}), f.File.Close())
 }
+
+// TestADiskFullOutsideTheLogOnlySlows fails every write of a table for a while:
+// commits wait, and go on when there is room.
+func TestADiskFullOutsideTheLogOnlySlows(t *testing.T) {
+	f := &fault{forever: true, match: func(op errorfs.Op) bool {
+		return strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove
+	}}
+	mem := newCrashFS()
+	cfg := smallConfig(errorfs.Wrap(mem, f))
+	cfg.MemTableSize = 32 << 10
+	cfg.MaxPending = 20
+	w := &crashWorkload{s: mustOpen(t, cfg), histories: newHistories()}
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		w.run(1, 100)
+	}()
+	within(t, func() {
+		for f.seen.Load() < 5 { // a failed flush was tried again
+			time.Sleep(time.Millisecond)
+		}
+		for last := int64(-1); w.answers.Load() != last; { // until commits wait
+			last = w.answers.Load()
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	select {
+	case <-ran:
+		t.Error("nothing waited")
+	default:
+	}
+	if n := f.seen.Load(); n > 50 {
+		t.Errorf("%d failed writes: it spins", n)
+	}
+	must(t, w.s.Err())
+	f.off.Store(true)
+	within(t, func() { <-ran })
+	acked := w.acked()
+	verifyDir(t, mem.cut(vfs.CrashCloneCfg{}), "/db", w, acked)
+	must(t, w.s.Close())
+	if w.answers.Load() != w.commits.Load() || w.failures.Load() != 0 {
+		t.Errorf("%d commits, %d answers, %d failures", w.commits.Load(), w.answers.Load(), w.failures.Load())
+	}
+}

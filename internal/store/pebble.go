@@ -183,6 +183,10 @@ func pebbleOptions(cfg *Config, fs *graveFS, cache *pebble.Cache) *pebble.Option
 			},
 		},
 	}
+	// BenchmarkTables: blocks of 16 KiB read a random key, a list and a waking
+	// object faster than 4 and 32 KiB. The filter (of whole keys) made no
+	// difference with all tables in the bottom level, where Pebble does not ask
+	// it; it spares the levels above.
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
 		o.Levels[i].IndexBlockSize = 64 << 10
