@@ -58,6 +58,7 @@ type loop struct {
 	ready   []ready // fetched and looked up
 	more    []*Conn // their last read filled the buffer and it was others' turn
 	served  []*Conn // the previous more, empty, to be used again
+	emptied bool    // the Input that runs was given all there was
 }
 
 type ready struct {
@@ -204,7 +205,10 @@ func setTCPOptions(fd int) error {
 }
 
 // register enters fd, which it owns, into the table and into a loop.
-func (p *Poller) register(c *Conn, fd int, h Handler) error {
+func (p *Poller) register(c *Conn, fd int, h Handler) error { return p.enter(c, fd, h, 0) }
+
+// enter is register with flags for the state.
+func (p *Poller) enter(c *Conn, fd int, h Handler, flags uint32) error {
 	l := p.loops[int(p.next.Add(1)-1)%len(p.loops)]
 	p.mu.Lock()
 	if p.closed {
@@ -226,7 +230,7 @@ func (p *Poller) register(c *Conn, fd int, h Handler) error {
 	p.conns++
 	p.active.Add(1)
 	c.fd, c.h, c.on = int32(fd), h, &l.self
-	c.state.Store(stateAttached + stateRef) // the reference keeps fd from being closed before it is added
+	c.state.Store(stateAttached | flags + stateRef) // the reference keeps fd from being closed before it is added
 	p.mu.Unlock()
 	err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &ev)
 	if err != nil {
@@ -310,7 +314,11 @@ func (l *loop) serve(c *Conn, events uint32) {
 	}
 	hangup := events & (unix.EPOLLRDHUP | unix.EPOLLERR | unix.EPOLLHUP)
 	if (events&unix.EPOLLIN != 0 || hangup != 0) && c.state.Load()&stateMore == 0 {
-		l.read(c, hangup != 0)
+		if c.state.Load()&stateListener != 0 {
+			l.accept(c)
+		} else {
+			l.read(c, hangup != 0)
+		}
 	}
 	l.release(c)
 }
@@ -341,10 +349,12 @@ func (l *loop) read(c *Conn, toEnd bool) {
 		if !c.takeInput() {
 			return
 		}
+		emptied := n < len(l.buf) && !toEnd
+		l.emptied = emptied
 		if c.h.Input(l.buf[:n]) {
 			c.state.Or(stateWantIn)
 		}
-		if n < len(l.buf) && !toEnd {
+		if emptied {
 			return
 		}
 	}
@@ -529,7 +539,7 @@ func (c *Conn) acquire() bool {
 // release gives a reference back. The last one after Close closes the descriptor.
 func (l *loop) release(c *Conn) {
 	now := c.state.Add(^uint32(stateRef - 1))
-	if now&(stateClosed|stateRefs) != stateClosed {
+	if now&(stateClosed|stateMoved|stateRefs) != stateClosed {
 		return
 	}
 	p, fd := l.p, int(c.fd)

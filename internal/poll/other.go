@@ -2,7 +2,10 @@
 
 package poll
 
-import "net"
+import (
+	"errors"
+	"net"
+)
 
 // platform is empty where there is no epoll: every connection is served by goroutines.
 type platform struct{}
@@ -12,3 +15,24 @@ func (*Poller) stop() error                                                  { r
 func (*Poller) count(*Stats)                                                 {}
 func (*Poller) tableLocked() []*Conn                                         { return nil }
 func (*Poller) attachDescriptor(*Conn, net.Conn, Handler) (ok bool, _ error) { return false, nil }
+
+// A Descriptor is a connected stream socket that no poller watches. There are none here.
+type Descriptor struct{}
+
+// NetConn fails.
+func (*Descriptor) NetConn() (net.Conn, error) { return nil, errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Descriptor) Close() error { return nil }
+
+func (*Poller) listen(*Conn, net.Listener, ListenHandler) (ok bool, _ error) { return false, nil }
+func (*Poller) attachRaw(*Conn, *Descriptor, Handler) error                  { return errors.ErrUnsupported }
+func (*Poller) move(_, _ *Conn, _ Handler) error                             { return errors.ErrUnsupported }
+func (*Poller) detach(*Conn) (*Descriptor, error)                            { return nil, errors.ErrUnsupported }
+
+func (c *Conn) remoteAddr() net.Addr {
+	if g, ok := (*c.on).(*goConn); ok {
+		return g.nc.RemoteAddr()
+	}
+	return nil
+}

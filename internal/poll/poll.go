@@ -196,6 +196,8 @@ const (
 	stateControl               // an epoll_ctl is in flight
 	stateAgain                 // and has to be repeated
 	stateMore                  // in the loop's list of those that have more to read; the loop's own
+	stateListener              // what is read are connections; set by Listen
+	stateMoved                 // set with stateClosed: the descriptor belongs to somebody else
 	stateRef                   // one reference; the count fills the rest of the word
 
 	stateRefs = ^uint32(stateRef - 1)
