@@ -438,9 +438,14 @@ func (s *subject) abort(ctx context.Context) {
 }
 
 func (s *subject) setAlarm(ctx context.Context, id string, in time.Duration) time.Time {
-	at := s.w.rig.clock.Now().Add(in)
-	s.must(s.state.Storage().SetAlarm(ctx, at))
+	want := s.w.rig.clock.Now().Add(in)
+	s.must(s.state.Storage().SetAlarm(ctx, want))
 	s.must(hibernate.Put(ctx, s.state.Storage(), "alarm", id))
+	at, ok, err := s.state.Storage().Alarm(ctx) // later, if the clock has passed it meanwhile
+	s.must(err)
+	if !ok || at.Before(want) {
+		s.w.problem("%s: alarm %v, %v after it was set for %v", s.name(), at, ok, want)
+	}
 	return at
 }
 
@@ -1524,7 +1529,7 @@ func (w *world) verifyPeer(l *tally, p *peer, delivered, frames []string) {
 }
 
 // complete reports whether everything that the object sent p has come.
-func (p *peer) complete() bool { return p.ended == "close" && p.whole() }
+func (p *peer) complete() bool { return p.ended == "close" && p.whole() && p.answered() }
 
 // verifyPost checks what follows an Await or a call of message m.
 func (w *world) verifyPost(l *tally, p *peer, m *modelMessage, arrived bool, post []string) []string {
