@@ -11,7 +11,7 @@ type Seq uint64
 //   - Every Issue is answered by exactly one Open or Fail, in order.
 //   - Output leaves in the order of its Hold, each through one call of the
 //     release function, never two at once.
-//   - After Fail, what is held and what comes later is released with that error.
+//   - From Fail to Forgive, what is held and what comes is released with that error.
 //
 // The zero value with a release function (Init) is open.
 type Gate[T any] struct {
@@ -21,7 +21,7 @@ type Gate[T any] struct {
 	mu       sync.Mutex // guards the following; held only for arithmetic and lists
 	issued   Seq        // last commit handed out
 	durable  Seq        // this commit and all before it are on disk
-	err      error      // first failed commit; set once
+	err      error      // first failed commit since the last Forgive
 	held     []held[T]
 	draining bool // someone is releasing; they will look again
 }
@@ -88,7 +88,8 @@ func (g *Gate[T]) Open(s Seq) {
 	g.drainLocked()
 }
 
-// Fail says that commit s did not become durable. The gate never opens again.
+// Fail says that commit s did not become durable. Everything is released with the
+// error until Forgive.
 func (g *Gate[T]) Fail(s Seq, err error) {
 	g.mu.Lock()
 	if g.err == nil {
@@ -96,6 +97,13 @@ func (g *Gate[T]) Fail(s Seq, err error) {
 	}
 	g.durable = max(g.durable, s)
 	g.drainLocked()
+}
+
+// Forgive ends the effect of Fail, once nobody is left whose output must not leave.
+func (g *Gate[T]) Forgive() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.err = nil
 }
 
 // Quiet reports whether nothing is outstanding or held.

@@ -62,13 +62,16 @@ func TestOutputWaitsForTheCommitsBeforeIt(t *testing.T) {
 	}
 }
 
-func TestFailureReleasesWithTheErrorForGood(t *testing.T) {
+func TestFailureReleasesWithTheErrorUntilForgiven(t *testing.T) {
 	s := newSink()
 	one := s.Issue()
 	s.Hold("a")
 	s.Fail(one, errors.New("disk"))
 	s.Hold("b")
 	s.expect(t, "a: disk", "b: disk")
+	s.Forgive()
+	s.Hold("c")
+	s.expect(t, "c")
 }
 
 func TestOutputHeldDuringAReleaseKeepsItsPlace(t *testing.T) {

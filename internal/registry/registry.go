@@ -123,7 +123,6 @@ type Registry struct {
 	classes map[string]*Class
 
 	shards [shardCount]shard
-	outbox outbox
 	calls  calls
 }
 
@@ -150,7 +149,6 @@ func New(cfg Config) *Registry {
 		r.shards[i].objects = map[store.ID]*Object{}
 	}
 	r.alarms = alarm.NewScheduler(cfg.Clock, (*alarmSource)(r))
-	r.outbox.start()
 	return r
 }
 
@@ -303,7 +301,7 @@ func (r *Registry) Stats() Stats {
 // Quiet reports whether nothing is running or under way: whatever happens next
 // comes from outside or from the clock.
 func (r *Registry) Quiet() bool {
-	return r.busy.Load() == 0 && r.alarms.Quiet() && r.outbox.quiet() && r.cfg.Store.Stats().Pending == 0
+	return r.busy.Load() == 0 && r.alarms.Quiet()
 }
 
 // work runs f on a goroutine that Drain waits for.
@@ -401,67 +399,5 @@ func (r *Registry) Kill(err error) {
 	r.timers.Stop()
 }
 
-// Close waits for the registry's own goroutines. It follows Kill, and the
-// store's Close.
-func (r *Registry) Close() {
-	r.alarms.Wait()
-	r.outbox.stop()
-}
-
-// An outbox opens gates on a goroutine of its own, so that the committer can go
-// on while sockets are written.
-type outbox struct {
-	mu      sync.Mutex // guards the following
-	wake    sync.Cond
-	queue   []func()
-	running bool // a call is being made
-	stopped bool
-	ended   chan struct{}
-}
-
-func (b *outbox) start() {
-	b.wake.L = &b.mu
-	b.ended = make(chan struct{})
-	go func() {
-		defer close(b.ended)
-		b.mu.Lock()
-		for {
-			for len(b.queue) == 0 && !b.stopped {
-				b.running = false
-				b.wake.Wait()
-			}
-			if len(b.queue) == 0 {
-				b.mu.Unlock()
-				return
-			}
-			calls := b.queue
-			b.queue, b.running = nil, true
-			b.mu.Unlock()
-			for _, f := range calls {
-				f()
-			}
-			b.mu.Lock()
-		}
-	}()
-}
-
-func (b *outbox) put(f func()) {
-	b.mu.Lock()
-	b.queue = append(b.queue, f)
-	b.mu.Unlock()
-	b.wake.Signal()
-}
-
-func (b *outbox) quiet() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.queue) == 0 && !b.running
-}
-
-func (b *outbox) stop() {
-	b.mu.Lock()
-	b.stopped = true
-	b.mu.Unlock()
-	b.wake.Signal()
-	<-b.ended
-}
+// Close waits for the registry's own goroutines. It follows Kill.
+func (r *Registry) Close() { r.alarms.Wait() }

@@ -265,20 +265,38 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	if hold {
 		seq = o.gate.Issue()
 	}
-	st.Commit(func(err error) {
-		o.reg.outbox.put(func() {
-			if hold && err == nil {
-				o.gate.Open(seq)
-			} else if err != nil {
-				o.gate.Fail(seq, err)
-			}
-			if alarm && err == nil {
-				o.reg.alarms.Wake()
-			}
-			o.settle()
-		})
+	o.reg.busy.Add(1)
+	st.Commit(func(err error) { // on the store's goroutine
+		defer o.reg.busy.Add(-1)
+		switch {
+		case err != nil:
+			o.commitFailed(seq, err)
+		case hold:
+			o.gate.Open(seq)
+		}
+		if alarm && err == nil {
+			o.reg.alarms.Wake()
+		}
+		o.settle()
 	})
 	return true
+}
+
+// commitFailed drops what was held for a commit that is not on disk. A store that
+// lives on has refused this object alone: it is reset (semantics 10.4).
+func (o *Object) commitFailed(seq gate.Seq, err error) {
+	o.gate.Fail(seq, err)
+	if o.reg.cfg.Store.Err() != nil {
+		return // the runtime is dead
+	}
+	o.log().Error("commit failed, object is reset", "err", err)
+	o.mu.Lock()
+	a := o.act
+	o.mu.Unlock()
+	if a != nil {
+		o.fall(a, err, true)
+	}
+	o.gate.Forgive()
 }
 
 // barrier waits until everything that was committed is durable.

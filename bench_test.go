@@ -1,0 +1,311 @@
+package hibernate_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+
+	"github.com/hibernate-go/hibernate"
+)
+
+// A ledger is an object of the storage benchmarks.
+type ledger struct {
+	state *hibernate.State
+	value []byte
+}
+
+var (
+	// bump reads a key of 128 bytes, changes it and writes it.
+	bump = hibernate.NewMethod("bump", func(l *ledger, ctx context.Context, loose bool) (bool, error) {
+		v, ok, err := l.state.Storage().GetBytes(ctx, "state")
+		if err != nil {
+			return false, err
+		}
+		if !ok {
+			v = make([]byte, 128)
+		}
+		v[0]++
+		if loose {
+			return true, l.state.Storage().PutBytes(ctx, "state", v, hibernate.AllowUnconfirmed())
+		}
+		return true, l.state.Storage().PutBytes(ctx, "state", v)
+	})
+	// repeat runs a read b.N times in one turn.
+	repeat = hibernate.NewMethod("repeat", func(l *ledger, ctx context.Context, n int) (bool, error) {
+		for range n {
+			if _, ok, err := l.state.Storage().GetBytes(ctx, "key-000500"); !ok || err != nil {
+				return false, fmt.Errorf("read: %v, %v", ok, err)
+			}
+		}
+		return true, nil
+	})
+	scan = hibernate.NewMethod("scan", func(l *ledger, ctx context.Context, times int) (n int, err error) {
+		for range times {
+			n = 0
+			for _, err := range l.state.Storage().ListBytes(ctx) {
+				if err != nil {
+					return 0, err
+				}
+				n++
+			}
+		}
+		return n, nil
+	})
+	fill = hibernate.NewMethod("fill", func(l *ledger, ctx context.Context, n int) (bool, error) {
+		for i := range n {
+			if err := l.state.Storage().PutBytes(ctx, fmt.Sprintf("key-%06d", i), make([]byte, 128)); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+)
+
+func newLedgers(b *testing.B, dir string) (*hibernate.Runtime, *hibernate.Namespace) {
+	b.Helper()
+	rt, err := hibernate.Open(dir, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ns, err := hibernate.Register(rt, "Ledger", func(_ context.Context, s *hibernate.State) (*ledger, error) {
+		return &ledger{state: s}, nil
+	}, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return rt, ns
+}
+
+// rawPebble is Pebble alone, with the options that the store uses.
+func rawPebble(b *testing.B, dir string) *pebble.DB {
+	b.Helper()
+	opts := &pebble.Options{MemTableSize: 16 << 20, MaxOpenFiles: 500, Logger: silent{}}
+	for i := range opts.Levels {
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return db
+}
+
+type silent struct{}
+
+func (silent) Infof(string, ...any)           {}
+func (silent) Errorf(string, ...any)          {}
+func (silent) Fatalf(format string, a ...any) { panic(fmt.Sprintf(format, a...)) }
+
+// together runs turn in n goroutines for a while, and returns how often per second.
+func together(n int, turn func(i int) error) (perSecond float64, err error) {
+	var wg sync.WaitGroup
+	var stop atomic.Bool
+	var count atomic.Int64
+	var failed atomic.Pointer[error]
+	begin := time.Now()
+	for i := range n {
+		wg.Go(func() {
+			for !stop.Load() {
+				if err := turn(i); err != nil {
+					failed.Store(&err)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond) // the time that is measured
+	stop.Store(true)
+	wg.Wait()
+	if p := failed.Load(); p != nil {
+		return 0, *p
+	}
+	return float64(count.Load()) / time.Since(begin).Seconds(), nil
+}
+
+// BenchmarkDurableTurns: as many callers as objects, each waiting for a turn that
+// reads a key, writes it and is durable. Beside it, in slices of the same run,
+// Pebble alone with as many synced writers of the same keys and headers.
+func BenchmarkDurableTurns(b *testing.B) {
+	for _, objects := range []int{64, 512} {
+		b.Run(fmt.Sprintf("objects=%d", objects), func(b *testing.B) {
+			rt, ns := newLedgers(b, b.TempDir())
+			defer rt.Close()
+			db := rawPebble(b, b.TempDir())
+			defer db.Close()
+			stubs := make([]hibernate.Stub, objects)
+			keys := make([][2][]byte, objects)
+			for i := range stubs {
+				stubs[i] = ns.GetByName(fmt.Sprint(i))
+				id := stubs[i].ID().String()
+				keys[i] = [2][]byte{[]byte(id[:33] + "state"), []byte(id[:33])}
+				if _, err := bump.Call(context.Background(), stubs[i], false); err != nil {
+					b.Fatal(err)
+				}
+				db.Set(keys[i][0], make([]byte, 128), pebble.NoSync)
+			}
+			var ours, raw float64
+			rounds := 0
+			for b.Loop() {
+				rounds++
+				n, err := together(objects, func(i int) error {
+					_, err := bump.Call(context.Background(), stubs[i], false)
+					return err
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				ours += n
+				n, err = together(objects, func(i int) error {
+					v, c, err := db.Get(keys[i][0])
+					if err != nil {
+						return err
+					}
+					v = append([]byte(nil), v...)
+					c.Close()
+					v[0]++
+					batch := db.NewBatch()
+					defer batch.Close()
+					header := binary.AppendUvarint(make([]byte, 0, 24), uint64(v[0]))
+					batch.Set(keys[i][0], v, nil)
+					batch.Set(keys[i][1], header[:24], nil)
+					return batch.Commit(pebble.Sync)
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				raw += n
+			}
+			s := rt.Stats()
+			b.ReportMetric(ours/float64(rounds), "turns/s")
+			b.ReportMetric(raw/float64(rounds), "raw/s")
+			b.ReportMetric(ours/raw, "ratio")
+			b.ReportMetric(float64(s.Commits)/float64(s.Syncs), "turns/sync")
+		})
+	}
+}
+
+// BenchmarkOneObject: 64 callers of one object, each waiting for its durable
+// result, beside the same turns whose output does not wait. What pipelining buys is
+// that the first come near the second, with many turns in each sync.
+func BenchmarkOneObject(b *testing.B) {
+	rt, ns := newLedgers(b, b.TempDir())
+	defer rt.Close()
+	stub := ns.GetByName("one")
+	var durable, loose float64
+	var commits, syncs uint64
+	rounds := 0
+	for b.Loop() {
+		rounds++
+		before := rt.Stats()
+		n, err := together(64, func(int) error { _, err := bump.Call(context.Background(), stub, false); return err })
+		if err != nil {
+			b.Fatal(err)
+		}
+		durable += n
+		after := rt.Stats()
+		commits, syncs = commits+after.Commits-before.Commits, syncs+after.Syncs-before.Syncs
+		if n, err = together(64, func(int) error { _, err := bump.Call(context.Background(), stub, true); return err }); err != nil {
+			b.Fatal(err)
+		}
+		loose += n
+	}
+	b.ReportMetric(durable/float64(rounds), "durable/s")
+	b.ReportMetric(loose/float64(rounds), "unconfirmed/s")
+	b.ReportMetric(durable/loose, "ratio")
+	b.ReportMetric(float64(commits)/float64(syncs), "turns/sync")
+}
+
+// BenchmarkTurnRead is one read of a warm key inside a turn, and with Pebble alone.
+func BenchmarkTurnRead(b *testing.B) {
+	b.Run("in=turn", func(b *testing.B) {
+		dir := b.TempDir()
+		loadLedger(b, dir)
+		rt, ns := newLedgers(b, dir)
+		defer rt.Close()
+		repeat.Call(context.Background(), ns.GetByName("one"), 1)
+		b.ReportAllocs()
+		b.ResetTimer()
+		if _, err := repeat.Call(context.Background(), ns.GetByName("one"), b.N); err != nil {
+			b.Fatal(err)
+		}
+	})
+	b.Run("in=pebble", func(b *testing.B) {
+		db := loadPebble(b)
+		defer db.Close()
+		b.ReportAllocs()
+		for b.Loop() {
+			v, c, err := db.Get([]byte("0123456789abcdef0123456789abcdef-key-000500"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			_ = append([]byte(nil), v...)
+			c.Close()
+		}
+	})
+}
+
+// BenchmarkTurnList lists 1,000 keys as bytes inside a turn, and with Pebble's
+// iterator.
+func BenchmarkTurnList(b *testing.B) {
+	b.Run("in=turn", func(b *testing.B) {
+		dir := b.TempDir()
+		loadLedger(b, dir)
+		rt, ns := newLedgers(b, dir)
+		defer rt.Close()
+		b.ResetTimer()
+		if n, err := scan.Call(context.Background(), ns.GetByName("one"), b.N); n != 1000 || err != nil {
+			b.Fatal(n, err)
+		}
+	})
+	b.Run("in=pebble", func(b *testing.B) {
+		db := loadPebble(b)
+		defer db.Close()
+		for b.Loop() {
+			n := 0
+			it, err := db.NewIter(nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for ok := it.First(); ok; ok = it.Next() {
+				_ = string(it.Key())
+				_ = append([]byte(nil), it.Value()...)
+				n++
+			}
+			it.Close()
+			if n != 1000 {
+				b.Fatal(n)
+			}
+		}
+	})
+}
+
+// loadLedger writes 1,000 keys and closes, so that they are read from tables.
+func loadLedger(b *testing.B, dir string) {
+	rt, ns := newLedgers(b, dir)
+	if _, err := fill.Call(context.Background(), ns.GetByName("one"), 1000); err != nil {
+		b.Fatal(err)
+	}
+	if err := rt.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func loadPebble(b *testing.B) *pebble.DB {
+	dir := b.TempDir()
+	db := rawPebble(b, dir)
+	for i := range 1000 {
+		db.Set(fmt.Appendf(nil, "0123456789abcdef0123456789abcdef-key-%06d", i), make([]byte, 128), pebble.NoSync)
+	}
+	if err := db.Close(); err != nil {
+		b.Fatal(err)
+	}
+	return rawPebble(b, dir)
+}
