@@ -109,12 +109,22 @@ func AppendSwitching(dst []byte, key, protocol string, header http.Header) ([]by
 	b := append(dst, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, key)
 	b = append(b, "\r\n"...)
+	b, err := appendFields(b, protocol, header)
+	if err != nil {
+		return dst, err
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// appendFields appends the fields of a 101 response that are the server's choice; see AppendSwitching. What it returns
+// with an error is of no use.
+func appendFields(b []byte, protocol string, header http.Header) ([]byte, error) {
 	if protocol != "" && !ValidToken(protocol) {
-		return dst, fmt.Errorf("wire: subprotocol %q is not a token", protocol)
+		return nil, fmt.Errorf("wire: subprotocol %q is not a token", protocol)
 	}
 	for _, name := range slices.Sorted(maps.Keys(header)) {
 		if !ValidToken(name) {
-			return dst, fmt.Errorf("wire: response header name %q is not a token", name)
+			return nil, fmt.Errorf("wire: response header name %q is not a token", name)
 		}
 		switch http.CanonicalHeaderKey(name) {
 		case headerConnection, headerUpgrade, "Sec-Websocket-Accept", "Sec-Websocket-Extensions",
@@ -127,14 +137,14 @@ func AppendSwitching(dst []byte, key, protocol string, header http.Header) ([]by
 				continue
 			}
 			if len(v) > 1 || !ValidToken(v[0]) {
-				return dst, fmt.Errorf("wire: response header %s: %q is not one subprotocol", name, v)
+				return nil, fmt.Errorf("wire: response header %s: %q is not one subprotocol", name, v)
 			}
 			protocol = v[0]
 			continue
 		}
 		for _, v := range header[name] {
 			if !validFieldValue(v) {
-				return dst, fmt.Errorf("wire: response header %s: value %q has control characters", name, v)
+				return nil, fmt.Errorf("wire: response header %s: value %q has control characters", name, v)
 			}
 			b = append(b, name...)
 			b = append(b, ": "...)
@@ -147,7 +157,7 @@ func AppendSwitching(dst []byte, key, protocol string, header http.Header) ([]by
 		b = append(b, protocol...)
 		b = append(b, "\r\n"...)
 	}
-	return append(b, "\r\n"...), nil
+	return b, nil
 }
 
 // appendAccept appends the proof that key was read (RFC 6455 §4.2.2, 5.4).
