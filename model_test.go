@@ -157,6 +157,7 @@ type peer struct {
 	frames    []string
 	eof       bool
 	torn      bool     // inside a frame
+	gone      bool     // nothing may be delivered any more
 	delivered []string // "0", "1", … for messages, "close …", "error …"
 }
 
@@ -430,6 +431,12 @@ func (s *subject) hold(ctx context.Context, id string) error {
 }
 
 func (s *subject) abort(ctx context.Context) {
+	for _, sock := range s.state.WebSockets() {
+		p := s.peer(sock)
+		s.w.mu.Lock()
+		p.gone = true
+		s.w.mu.Unlock()
+	}
 	s.free() // the next turn may begin while Abort still runs
 	s.must(s.state.Abort(ctx, errAsked))
 	if err := hibernate.Put(ctx, s.state.Storage(), "late", 1); !errors.Is(err, hibernate.ErrReset) {
@@ -451,7 +458,11 @@ func (s *subject) setAlarm(ctx context.Context, id string, in time.Duration) tim
 
 func (s *subject) delivered(p *peer, what string) {
 	s.w.mu.Lock()
+	if p.gone {
+		s.w.problems = append(s.w.problems, fmt.Sprintf("%s: %s was delivered after a reset or its last event", p.id, what))
+	}
 	p.delivered = append(p.delivered, what)
+	p.gone = what[0] > '9'
 	s.w.changed.Broadcast()
 	s.w.mu.Unlock()
 }
@@ -1309,9 +1320,8 @@ func (w *world) finish() {
 
 // A tally is the journals with the entries ticked off.
 type tally struct {
-	w       *world
-	entries map[string][]string
-	at      map[string]int // "object entry" → its number
+	w  *world
+	at map[string]int // "object entry" → its number
 }
 
 // take ticks an entry off and reports its number, -1 if it is not there.
@@ -1339,7 +1349,7 @@ func (w *world) verify(journals map[string][]string) {
 		delivered[p], frames[p] = slices.Clone(p.delivered), slices.Clone(p.frames)
 	}
 	w.mu.Unlock()
-	l := &tally{w: w, at: map[string]int{}, entries: journals}
+	l := &tally{w: w, at: map[string]int{}}
 	for name, j := range journals {
 		for i, e := range j {
 			if strings.HasPrefix(e, "alarm ") {
