@@ -30,6 +30,10 @@ type client struct {
 	// there either, everything sent so far has been taken in.
 	reading atomic.Bool
 
+	// sent is bytes written since the player last found everything still; it is the
+	// player's but for what the reader answers.
+	sent atomic.Int64
+
 	mu     sync.Mutex // guards the following
 	got    []any      // received, not reported
 	total  int        // received so far
@@ -82,19 +86,18 @@ func (w *watched) Read(p []byte) (int, error) {
 	return w.conn.Read(p)
 }
 
-// calm reports whether everything that has come from the server is in got, and
-// how much that is.
-func (c *client) calm() (received int, calm bool) {
+// calm reports whether everything that has come from the server is in got. state
+// is how far both directions are.
+func (c *client) calm() (state string, calm bool) {
 	c.mu.Lock()
 	received, over := c.total, c.over
 	c.mu.Unlock()
 	if over {
-		return received, true
+		return fmt.Sprint(received), true
 	}
-	if !c.reading.Load() {
-		return received, false
-	}
-	return received, !c.arrived() && c.reading.Load()
+	waits := c.reading.Load()
+	arrived, unsent := c.kernel()
+	return fmt.Sprint(received, unsent), waits && !arrived && c.reading.Load()
 }
 
 // take removes up to n received values, all if n is 0, and reports whether
@@ -213,8 +216,7 @@ func messageSeen(kind ws.OpCode, p []byte) object {
 // send sends one whole frame.
 func (c *client) send(op ws.OpCode, p []byte) { c.sendFrame(op, true, 0, p, false) }
 
-// sendFrame sends a frame as it is told. Whether a write to a dying connection
-// fails is a matter of luck, so its error is not.
+// sendFrame sends a frame as it is told.
 func (c *client) sendFrame(op ws.OpCode, fin bool, rsv byte, p []byte, bare bool) {
 	h := ws.Header{Fin: fin, Rsv: rsv, OpCode: op, Length: int64(len(p))}
 	if !bare {
@@ -232,7 +234,14 @@ func (c *client) sendFrame(op ws.OpCode, fin bool, rsv byte, p []byte, bare bool
 		c.closed = true
 	}
 	c.mu.Unlock()
-	_, _ = c.conn.Write(b.Bytes())
+	c.write(b.Bytes())
+}
+
+// write sends bytes. Whether a write to a dying connection fails is a matter of
+// luck, so its error is not looked at.
+func (c *client) write(p []byte) {
+	n, _ := c.conn.Write(p)
+	c.sent.Add(int64(n))
 }
 
 // sendClose sends a Close frame; code 0 is an empty one.
