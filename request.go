@@ -3,6 +3,7 @@ package hibernate
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -186,8 +187,12 @@ func (res *response) Write(p []byte) (int, error) {
 }
 
 // FlushError commits the turn so far, waits until it is durable and sends what
-// was written. http.ResponseController finds it.
+// was written. http.ResponseController finds it. Inside a transaction, which
+// cannot be committed by half, it is ErrState.
 func (res *response) FlushError() error {
+	if res.turn.Activation().Store.InSavepoint() {
+		return fmt.Errorf("%w: Flush inside a transaction", ErrState)
+	}
 	res.WriteHeader(http.StatusOK)
 	res.mu.Lock()
 	if res.sock != nil {

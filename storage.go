@@ -394,6 +394,9 @@ func (s *Storage) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if t.Activation().Store.InSavepoint() {
+		return fmt.Errorf("%w: Sync inside a transaction", ErrState)
+	}
 	return t.Sync(ctx)
 }
 

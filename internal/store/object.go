@@ -432,6 +432,13 @@ func (o *Object) Begin() (depth int) {
 	return len(o.saves)
 }
 
+// InSavepoint reports whether a savepoint is open, which keeps Commit away.
+func (o *Object) InSavepoint() bool {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	return len(o.saves) > 0
+}
+
 // Release merges the savepoint, and those opened inside it, into the one below.
 // After Undo it does nothing.
 func (o *Object) Release(depth int) {
