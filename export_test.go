@@ -5,3 +5,14 @@ import "github.com/hibernate-go/hibernate/internal/store"
 // OpenStore is Open on a store of the given kind, for tests that bring their own
 // file system.
 func OpenStore(cfg store.Config, o *Options) (*Runtime, error) { return open(cfg, o) }
+
+// Waiting is the number of connections at the acceptor that were neither claimed
+// nor accepted.
+func (rt *Runtime) Waiting() (n int) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	for l := range rt.doors {
+		n += l.Waiting()
+	}
+	return n
+}

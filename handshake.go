@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 
+	"github.com/hibernate-go/hibernate/internal/accept"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -15,30 +16,68 @@ import (
 
 // A Handshake is what a [Route] knows of a request.
 type Handshake struct {
-	r *http.Request
+	r *http.Request   // nil at the acceptor
+	q *accept.Request // nil in a Handler
 }
 
 // Path is the path of the request's URL, decoded.
-func (h *Handshake) Path() string { return h.r.URL.Path }
+func (h *Handshake) Path() string {
+	if h.r == nil {
+		return h.q.Head.Path()
+	}
+	return h.r.URL.Path
+}
 
 // PathValue is the value of a wildcard of the pattern that the request matched,
-// as [net/http.Request.PathValue].
-func (h *Handshake) PathValue(name string) string { return h.r.PathValue(name) }
+// as [net/http.Request.PathValue]. It is empty at the acceptor, where no pattern
+// was matched: see [Runtime.WrapListener].
+func (h *Handshake) PathValue(name string) string {
+	if h.r == nil {
+		return ""
+	}
+	return h.r.PathValue(name)
+}
 
 // Query are the parameters of the request's URL.
-func (h *Handshake) Query() url.Values { return h.r.URL.Query() }
+func (h *Handshake) Query() url.Values {
+	if h.r == nil {
+		values, _ := url.ParseQuery(h.q.Head.RawQuery()) // as (*url.URL).Query
+		return values
+	}
+	return h.r.URL.Query()
+}
 
 // Header is the request's header. It must not be changed.
-func (h *Handshake) Header() http.Header { return h.r.Header }
+func (h *Handshake) Header() http.Header {
+	if h.r == nil {
+		return h.q.HTTP().Header
+	}
+	return h.r.Header
+}
 
 // Host is the host the request was sent to.
-func (h *Handshake) Host() string { return h.r.Host }
+func (h *Handshake) Host() string {
+	if h.r == nil {
+		return h.q.Head.Host()
+	}
+	return h.r.Host
+}
 
 // RemoteAddr is the peer's address.
-func (h *Handshake) RemoteAddr() string { return h.r.RemoteAddr }
+func (h *Handshake) RemoteAddr() string {
+	if h.r == nil {
+		return h.q.RemoteAddr()
+	}
+	return h.r.RemoteAddr
+}
 
 // Context is the request's context.
-func (h *Handshake) Context() context.Context { return h.r.Context() }
+func (h *Handshake) Context() context.Context {
+	if h.r == nil {
+		return context.Background()
+	}
+	return h.r.Context()
+}
 
 // A Route decides which object a request is for. It runs before any object is
 // woken, may run concurrently, and is the place to authorise. Its error is the
@@ -80,7 +119,7 @@ func (e *refusal) Error() string { return fmt.Sprintf("%d %s", e.status, e.text)
 // answered 426.
 func (n *Namespace) Handler(route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		join, err := route(&Handshake{r})
+		join, err := route(&Handshake{r: r})
 		if err == nil {
 			err = join.Object.check()
 		}
@@ -175,7 +214,7 @@ func (c *class) join(w http.ResponseWriter, r *http.Request, j *Join) {
 	if !c.checkUpgrade(w, r) {
 		return
 	}
-	u, err := c.newUpgrade(r, AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol}, j.Header)
+	u, err := c.newUpgrade(offersOf(r), AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol}, j.Header)
 	if err != nil {
 		c.refuse(w, r, err)
 		return
@@ -207,7 +246,12 @@ type upgrade struct {
 	header     http.Header
 }
 
-func (c *class) newUpgrade(r *http.Request, o AcceptOptions, header http.Header) (*upgrade, error) {
+// offersOf reports whether the client offers a subprotocol.
+func offersOf(r *http.Request) func(protocol string) bool {
+	return func(protocol string) bool { return slices.Contains(wire.OfferedProtocols(r), protocol) }
+}
+
+func (c *class) newUpgrade(offers func(protocol string) bool, o AcceptOptions, header http.Header) (*upgrade, error) {
 	u := &upgrade{protocol: o.Protocol, header: header}
 	var err error
 	if u.tags, err = newTags(o.Tags); err != nil {
@@ -218,7 +262,7 @@ func (c *class) newUpgrade(r *http.Request, o AcceptOptions, header http.Header)
 			return nil, err
 		}
 	}
-	if o.Protocol != "" && !slices.Contains(wire.OfferedProtocols(r), o.Protocol) {
+	if o.Protocol != "" && !offers(o.Protocol) {
 		return nil, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
 	}
 	return u, nil
@@ -246,8 +290,11 @@ func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket
 	var early []byte
 	if n := rw.Reader.Buffered(); n > 0 {
 		early, _ = rw.Reader.Peek(n) // never fails: they are there
+		early = early[:n:n]
 	}
-	if err := s.Open(c.rt.poller, nc, response, early); err != nil {
+	// What the acceptor had read and net/http has not comes behind what net/http has.
+	nc, unread := accept.Unwrap(nc)
+	if err := s.Open(c.rt.poller, nc, response, append(early, unread...)); err != nil {
 		registry.Unlist(s)
 		c.rt.log.Debug("upgrade failed", "class", c.name, "err", err)
 	}
@@ -291,7 +338,7 @@ func (s *State) AcceptWebSocket(w http.ResponseWriter, r *http.Request, o *Accep
 	if o == nil {
 		o = &AcceptOptions{}
 	}
-	u, err := s.class.newUpgrade(r, *o, res.header)
+	u, err := s.class.newUpgrade(offersOf(r), *o, res.header)
 	if err != nil {
 		return WebSocket{}, err
 	}

@@ -42,6 +42,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hibernate-go/hibernate/internal/accept"
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/registry"
@@ -148,6 +149,10 @@ type Limits struct {
 	// Waiting is the number of requests and calls that may wait for one object.
 	// More is answered with status 503. Default 1,024.
 	Waiting int
+	// Handshakes is the number of connections of one wrapped listener that have not
+	// sent their request yet or wait to be accepted by net/http. Further ones stay
+	// in the kernel's backlog. Default 4,096. See [Runtime.WrapListener].
+	Handshakes int
 	// Constructing is the number of constructors that may run at once. Default 64.
 	Constructing int
 	// Key and Value are bytes of a storage key and of an encoded value; Keys is
@@ -185,6 +190,7 @@ func (l *Limits) withDefaults() error {
 		{"Sockets", &l.Sockets, 0},
 		{"SocketsPerObject", &l.SocketsPerObject, 32768},
 		{"Waiting", &l.Waiting, 1024},
+		{"Handshakes", &l.Handshakes, 4096},
 		{"Constructing", &l.Constructing, 64},
 		{"Key", &l.Key, 2048},
 		{"Value", &l.Value, 131072},
@@ -220,8 +226,9 @@ type Runtime struct {
 	mu     sync.Mutex // guards the following
 	err    error      // why the runtime ended
 	closed bool
-	done   chan struct{} // closed when the runtime has ended
-	opened chan struct{} // closed when Open is about to return; reg is not written after
+	doors  map[*accept.Listener]struct{} // open ones; nil once none may be added
+	done   chan struct{}                 // closed when the runtime has ended
+	opened chan struct{}                 // closed when Open is about to return; reg is not written after
 
 	closing  sync.Once
 	closeErr error
@@ -241,7 +248,7 @@ func Open(dir string, o *Options) (*Runtime, error) {
 
 // open opens a runtime on a store of the given kind.
 func open(cfg store.Config, o *Options) (*Runtime, error) {
-	rt := &Runtime{done: make(chan struct{}), opened: make(chan struct{})}
+	rt := &Runtime{doors: map[*accept.Listener]struct{}{}, done: make(chan struct{}), opened: make(chan struct{})}
 	defer close(rt.opened)
 	if o != nil {
 		rt.opt = *o
@@ -293,6 +300,7 @@ func (rt *Runtime) die(err error) {
 	if rt.reg == nil {
 		return // Open failed, and says so
 	}
+	rt.closeDoors()
 	rt.reg.Kill(err)
 	if rt.end(err) {
 		rt.log.Error("storage failed, runtime is dead", "err", err)
@@ -335,6 +343,7 @@ func (rt *Runtime) Err() error {
 // [net/http.Server.Shutdown] first, so that no new request comes in; it does not
 // know of WebSockets. A second Shutdown, or a Close meanwhile, is harmless.
 func (rt *Runtime) Shutdown(ctx context.Context) error {
+	rt.closeDoors()
 	drained := rt.reg.Drain(ctx)
 	var cut error
 	if n := rt.reg.Farewell(ctx, 1001, "server is shutting down"); n > 0 {
@@ -348,6 +357,7 @@ func (rt *Runtime) Shutdown(ctx context.Context) error {
 // Everything that was committed is made durable. Close may be called twice.
 func (rt *Runtime) Close() error {
 	rt.closing.Do(func() {
+		rt.closeDoors()
 		rt.reg.Kill(fmt.Errorf("%w: runtime is closed", ErrUnavailable))
 		rt.closeErr = rt.store.Close()
 		rt.reg.Close()

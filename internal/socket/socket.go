@@ -153,16 +153,38 @@ func (s *Socket) Owner() Owner { return s.owner }
 // and input is decoded from early on (bytes that were read behind the request).
 // nc is taken over, also on error.
 func (s *Socket) Open(p *poll.Poller, nc net.Conn, response, early []byte) error {
-	s.mu.Lock()
-	if s.flags&cut != 0 {
-		s.mu.Unlock()
+	if s.wasCut() {
 		nc.Close()
 		return net.ErrClosed
 	}
-	s.mu.Unlock()
 	if err := p.Attach(&s.conn, nc, s); err != nil {
 		return err
 	}
+	return s.open(response, early)
+}
+
+// Adopt is Open with the connection of another record of p, by [poll.Poller.Move]
+// and under its conditions. On error from is closed.
+func (s *Socket) Adopt(p *poll.Poller, from *poll.Conn, response, early []byte) error {
+	if s.wasCut() {
+		from.Close()
+		return net.ErrClosed
+	}
+	if err := p.Move(&s.conn, from, s); err != nil {
+		from.Close()
+		return err
+	}
+	return s.open(response, early)
+}
+
+func (s *Socket) wasCut() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flags&cut != 0
+}
+
+// open begins to write and to read, once s has its connection.
+func (s *Socket) open(response, early []byte) error {
 	s.mu.Lock()
 	if s.flags&cut != 0 { // cut while it was attached: Cut saw no connection
 		s.mu.Unlock()

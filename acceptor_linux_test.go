@@ -1,0 +1,182 @@
+//go:build !portable
+
+package hibernate_test
+
+import (
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/hibernate-go/hibernate"
+)
+
+// acceptor says whether connections wait in epoll.
+const acceptor = true
+
+// wasClaimed fails unless n sockets are there or were, and none by way of net/http.
+func (d *doorRig) wasClaimed(int64) {
+	d.t.Helper()
+	if n := d.http.Load(); n != 0 {
+		d.t.Errorf("net/http got %d requests", n)
+	}
+}
+
+// settled waits until the acceptor has n connections that wait for their request.
+func (d *doorRig) settled(n int) {
+	d.t.Helper()
+	d.until("the acceptor to see its connections", func() bool { return d.rt.Waiting() == n })
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+func TestSilentConnectionsAreCutAndCostNoGoroutine(t *testing.T) {
+	d := serveBothDoors(t, nil, newEcho, nil)
+	warm := d.raw(upgrade("/o/a"))
+	warm.switched()
+	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors(t)
+	const n = 200
+	var early, late [n]*client
+	for i := range early {
+		early[i] = d.raw([]string{"", "G", "GET / HTTP/1.1\n", "GET / HTTP/1.1\nHost: x\n"}[i%4])
+	}
+	d.settled(n)
+	d.clock.Advance(9 * time.Second)
+	for i := range late {
+		late[i] = d.raw("GET ")
+	}
+	d.settled(2 * n)
+	if after := runtime.NumGoroutine(); after > goroutines {
+		t.Errorf("%d goroutines with %d silent connections, %d without", after, 2*n, goroutines)
+	}
+	d.clock.Advance(999 * time.Millisecond)
+	d.settled(2 * n)
+	d.clock.Advance(time.Millisecond)
+	d.settled(n)
+	for _, c := range early {
+		c.ended()
+	}
+	done := d.raw(upgrade("/o/a"))
+	done.switched()
+	late[0].write([]byte("/body HTTP/1.1\r\nHost: x\r\n\r\n"))
+	if resp := late[0].response(); resp.StatusCode != 200 {
+		t.Errorf("answered %s", resp.Status)
+	}
+	d.settled(n - 1)
+	d.clock.Advance(9 * time.Second)
+	d.settled(0)
+	for _, c := range late[1:] {
+		c.ended()
+	}
+	for _, c := range append(early[:], late[:]...) {
+		c.conn.Close()
+	}
+	d.until("descriptors to close", func() bool { return openDescriptors(t) <= descriptors+2 })
+	warm.send("x")
+	warm.expect("text:x 1")
+}
+
+func TestPeersThatLeaveBeforeTheirRequestLeaveNothing(t *testing.T) {
+	d := serveBothDoors(t, nil, newEcho, nil)
+	d.raw(upgrade("/o/a")).switched()
+	before := openDescriptors(t)
+	for i := range 100 {
+		c := d.raw([]string{"", "GET /"}[i%2])
+		if i%4 < 2 {
+			c.reset()
+		} else {
+			c.drop()
+		}
+	}
+	d.until("descriptors to close", func() bool { return openDescriptors(t) <= before })
+	d.settled(0)
+}
+
+func TestStormOfConnectionsWaitsInTheBacklog(t *testing.T) {
+	d := serveBothDoors(t, &hibernate.Options{Limits: hibernate.Limits{Handshakes: 3}}, newEcho, nil)
+	silent := []*client{d.raw(""), d.raw(""), d.raw("")}
+	d.settled(3)
+	var behind []*client
+	for range 5 {
+		behind = append(behind, d.raw(upgrade("/o/a")))
+	}
+	d.settled(3)
+	silent[1].drop()
+	for i, c := range behind {
+		c.switched()
+		if i == 2 {
+			d.settled(2)
+		}
+	}
+	if s := d.rt.Stats(); s.Sockets != 5 {
+		t.Errorf("%d sockets", s.Sockets)
+	}
+	d.raw("GET /") // full again
+	d.settled(3)
+	last := d.raw(upgrade("/o/a"))
+	d.clock.Advance(10 * time.Second)
+	last.switched()
+	d.settled(0)
+}
+
+// Connections that nobody accepts count, too.
+func TestConnectionsNotAcceptedAreBounded(t *testing.T) {
+	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{Handshakes: 2}})
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := r.rt.WrapListener(inner, func(*hibernate.Handshake) (hibernate.Join, error) { return hibernate.Join{}, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := openDescriptors(t)
+	for range 10 {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write([]byte("POST"))
+	}
+	r.until("two to wait", func() bool { return r.rt.Waiting() == 2 })
+	if n := openDescriptors(t) - before; n != 12 {
+		t.Errorf("%d descriptors for 10 connections, 2 of them accepted", n)
+	}
+	for range 10 {
+		nc, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.Close()
+	}
+}
+
+// Both doors give the same connection at rest: a descriptor, no goroutine.
+func TestUpgradesByNetHTTPBehindTheAcceptorCostNoGoroutine(t *testing.T) {
+	d := serveBothDoors(t, nil, newEcho, nil)
+	second := func() *client {
+		c := d.raw("GET /body HTTP/1.1\nHost: x\n\n" + upgrade("/o/a"))
+		c.response().Body.Close()
+		c.br.Discard(c.br.Buffered())
+		return c
+	}
+	second()
+	d.until("goroutines to end", func() bool { return d.rt.Stats().Sockets == 1 })
+	before, descriptors := runtime.NumGoroutine(), openDescriptors(t)
+	const n = 100
+	for range n {
+		second()
+	}
+	d.until("upgrades", func() bool { return d.rt.Stats().Sockets == n+1 })
+	d.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	d.until("descriptors", func() bool { return openDescriptors(t) == descriptors+2*n })
+}
