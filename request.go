@@ -45,6 +45,9 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	} else if r.Body != nil && r.Body != http.NoBody {
 		if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, c.rt.opt.Limits.RequestBody)); err != nil {
+			if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+				err = errors.Join(&LimitError{Limit: "request body bytes", Max: tooLarge.Limit, Got: max(r.ContentLength, tooLarge.Limit+1)}, err)
+			}
 			c.fail(w, r, err)
 			return
 		}
