@@ -1,0 +1,422 @@
+package hibernate_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hibernate-go/hibernate"
+)
+
+// ringing tells of alarms, with the time since epoch that each was set for.
+func ringing() *script {
+	return &script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		a.tell("alarm %v %v %d", i.Scheduled.Sub(epoch), i.IsRetry, i.RetryCount)
+		return nil
+	}}
+}
+
+// alarmAt is when the object's alarm is set for, since epoch.
+func (r *rig) alarmAt(name string) string {
+	r.t.Helper()
+	var got string
+	r.must(name, func(ctx context.Context, a *actor) error {
+		at, ok, err := a.state.Storage().Alarm(ctx)
+		if got = "none"; ok {
+			got = at.Sub(epoch).String()
+		}
+		return err
+	})
+	return got
+}
+
+func (r *rig) setAlarm(name string, after time.Duration) {
+	r.t.Helper()
+	r.must(name, func(ctx context.Context, a *actor) error { return a.state.Storage().SetAlarm(ctx, epoch.Add(after)) })
+}
+
+// ring moves the clock until the next thing is told, at most by the given time,
+// and returns what was told and how far the clock moved. That may be further than
+// it had to, for the handler runs beside it, and alarms are scheduled beside the
+// answer to the turn that set them.
+func (r *rig) ring(most time.Duration) (told string, after time.Duration) {
+	r.t.Helper()
+	begin := r.clock.Now()
+	step := max(most/500, 50*time.Millisecond)
+	r.until("an alarm", func() bool {
+		r.clock.Advance(min(step, most-r.clock.Now().Sub(begin)))
+		select {
+		case told = <-r.play.events:
+			return true
+		default:
+			return false
+		}
+	})
+	return told, r.clock.Now().Sub(begin)
+}
+
+// rings is ring where want must be told.
+func (r *rig) rings(most time.Duration, want string) {
+	r.t.Helper()
+	if got, _ := r.ring(most); got != want {
+		r.t.Fatalf("told %q, want %q", got, want)
+	}
+}
+
+// TestAlarmRunsOnceWhenDue, awake or asleep, with the object's sockets left
+// alone (semantics 13.3, 13.4, 9.4).
+func TestAlarmRunsOnceWhenDue(t *testing.T) {
+	awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+		r := newRig(t, "", nil)
+		r.act(ringing(), nil)
+		c := r.dial("/o/a")
+		r.setAlarm("a", time.Hour)
+		pause(r)
+		if got := r.alarmAt("a"); got != "1h0m0s" {
+			t.Errorf("alarm at %s", got)
+		}
+		pause(r)
+		r.clock.Advance(epoch.Add(time.Hour - time.Second).Sub(r.clock.Now()))
+		r.turn("a")
+		r.silent()
+		r.rings(2*time.Second, "alarm 1h0m0s false 0")
+		if got := r.alarmAt("a"); got != "none" {
+			t.Errorf("alarm at %s", got)
+		}
+		r.clock.Advance(time.Hour)
+		r.turn("a")
+		r.silent()
+		c.ping("p")
+		c.expect("pong:p")
+	})
+}
+
+// TestAlarmIsReplacedAndDeleted: there is one per object (13.1).
+func TestAlarmIsReplacedAndDeleted(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(ringing(), nil)
+	r.setAlarm("a", time.Hour)
+	r.setAlarm("a", 2*time.Hour)
+	r.setAlarm("b", 90*time.Minute)
+	r.setAlarm("c", time.Minute)
+	r.must("c", func(ctx context.Context, a *actor) error { return a.state.Storage().DeleteAlarm(ctx) })
+	r.must("d", func(ctx context.Context, a *actor) error { return a.state.Storage().DeleteAlarm(ctx) })
+	r.rings(100*time.Minute, "alarm 1h30m0s false 0")
+	if got := r.alarmAt("c"); got != "none" {
+		t.Errorf("deleted alarm at %s", got)
+	}
+	r.rings(time.Hour, "alarm 2h0m0s false 0")
+	r.silent()
+}
+
+// TestAlarmTimes: the past is now, the epoch and before are ErrInvalid (13.1).
+func TestAlarmTimes(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(ringing(), nil)
+	r.must("a", func(ctx context.Context, a *actor) error {
+		st := a.state.Storage()
+		for _, at := range []time.Time{{}, time.Unix(0, 0), time.UnixMilli(-1)} {
+			if err := st.SetAlarm(ctx, at); !errors.Is(err, hibernate.ErrInvalid) {
+				t.Errorf("alarm at %v: %v", at, err)
+			}
+		}
+		return st.SetAlarm(ctx, time.UnixMilli(1))
+	})
+	if told, after := r.ring(time.Second); told != "alarm 0s false 0" || after > time.Second {
+		t.Errorf("%s after %v", told, after)
+	}
+}
+
+// TestAlarmIsRetriedSixTimes, after 2 s doubled each time with up to a quarter
+// of jitter, over hibernation; then it is dropped. Writes stay (13.3, 13.5).
+func TestAlarmIsRetriedSixTimes(t *testing.T) {
+	for _, asleep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("asleep=%v", asleep), func(t *testing.T) {
+			r := newRig(t, "", nil)
+			r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+				st := a.state.Storage()
+				_, set, err := st.Alarm(ctx)
+				n, _, _ := hibernate.Get[int](ctx, st, "n")
+				hibernate.Put(ctx, st, "n", n+1)
+				a.tell("alarm %v %v %d, set %v, %v, run %d", i.Scheduled.Sub(epoch), i.IsRetry, i.RetryCount, set, err, n)
+				return errors.New("disliked")
+			}}, nil)
+			r.setAlarm("a", time.Second)
+			delay := time.Second
+			for run := range 7 {
+				told, after := r.ring(3 * time.Minute)
+				if want := fmt.Sprintf("alarm 1s %v %d, set false, <nil>, run %d", run > 0, run, run); told != want {
+					t.Fatalf("told %q, want %q", told, want)
+				}
+				if run > 0 && (after < delay-time.Second || after > 2*delay+10*time.Second) {
+					t.Errorf("retry %d came after %v, want %v and a quarter", run, after, delay)
+				}
+				if delay *= 2; run == 0 {
+					delay = 2 * time.Second
+				}
+				want := "1s"
+				if run == 6 {
+					want = "none"
+				}
+				if got := r.alarmAt("a"); got != want {
+					t.Errorf("after run %d the alarm is %s, want %s", run, got, want)
+				}
+				if asleep {
+					r.evict("a")
+				}
+			}
+			r.clock.Advance(24 * time.Hour)
+			r.turn("a")
+			r.silent()
+		})
+	}
+}
+
+// TestAlarmThatPanicsIsRetried with its writes undone, by a new instance.
+func TestAlarmThatPanicsIsRetried(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		_, ok, _ := a.state.Storage().GetBytes(ctx, "k")
+		put(t, ctx, a.state.Storage(), "k")
+		a.tell("alarm %v %d, wrote %v", i.IsRetry, i.RetryCount, ok)
+		if i.RetryCount < 2 {
+			panic("disliked")
+		}
+		return nil
+	}}, nil)
+	r.setAlarm("a", time.Second)
+	for run := range 3 {
+		if told, _ := r.ring(time.Minute); told != fmt.Sprintf("alarm %v %d, wrote false", run > 0, run) {
+			t.Errorf("told %q", told)
+		}
+	}
+	if got := r.alarmAt("a"); got != "none" {
+		t.Errorf("alarm at %s", got)
+	}
+	r.instances(3)
+}
+
+// TestAlarmSetOrDeletedByItsHandler that then fails: a new one replaces the
+// retry, a deletion leaves none (13.6).
+func TestAlarmSetOrDeletedByItsHandler(t *testing.T) {
+	for _, fail := range []error{nil, errors.New("disliked")} {
+		t.Run(fmt.Sprint("set, ", fail), func(t *testing.T) {
+			r := newRig(t, "", nil)
+			s := ringing()
+			tell := s.alarm
+			s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+				tell(ctx, a, i)
+				if i.Scheduled.Equal(epoch.Add(time.Second)) {
+					if err := a.state.Storage().SetAlarm(ctx, epoch.Add(time.Hour)); err != nil {
+						t.Error(err)
+					}
+					return fail
+				}
+				return nil
+			}
+			r.act(s, nil)
+			r.setAlarm("a", time.Second)
+			r.rings(2*time.Second, "alarm 1s false 0")
+			if got := r.alarmAt("a"); got != "1h0m0s" {
+				t.Errorf("alarm at %s", got)
+			}
+			r.rings(2*time.Hour, "alarm 1h0m0s false 0")
+			r.turn("a")
+			r.silent()
+		})
+		t.Run(fmt.Sprint("deleted, ", fail), func(t *testing.T) {
+			r := newRig(t, "", nil)
+			s := ringing()
+			tell := s.alarm
+			s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+				tell(ctx, a, i)
+				if err := a.state.Storage().DeleteAlarm(ctx); err != nil {
+					t.Error(err)
+				}
+				return fail
+			}
+			r.act(s, nil)
+			r.setAlarm("a", time.Second)
+			r.rings(2*time.Second, "alarm 1s false 0")
+			if got := r.alarmAt("a"); got != "none" {
+				t.Errorf("alarm at %s", got)
+			}
+			r.clock.Advance(time.Hour)
+			r.turn("a")
+			r.silent()
+		})
+	}
+}
+
+// TestAlarmSetWhileItsHandlerAwaits runs after it, not as a retry (13.7, 13.12).
+func TestAlarmSetWhileItsHandlerAwaits(t *testing.T) {
+	d := newDoor()
+	r := newRig(t, "", nil)
+	s := ringing()
+	tell := s.alarm
+	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		if i.Scheduled.Equal(epoch.Add(time.Second)) {
+			hibernate.Await(ctx, d.wait)
+		}
+		return tell(ctx, a, i)
+	}
+	r.act(s, nil)
+	r.setAlarm("a", time.Second)
+	r.until("the handler to await", func() bool {
+		r.clock.Advance(time.Millisecond * 10)
+		return len(d.at) > 0 || r.clock.Now().After(epoch.Add(2*time.Second))
+	})
+	<-d.at
+	r.setAlarm("a", 3*time.Second)
+	if got := r.alarmAt("a"); got != "3s" {
+		t.Errorf("alarm at %s", got)
+	}
+	r.clock.Advance(10 * time.Second)
+	r.turn("a")
+	r.silent()
+	d.pass()
+	r.hear("alarm 1s false 0")
+	r.rings(time.Minute, "alarm 3s false 0")
+}
+
+// TestAlarmInterruptedByAbortIsRetried in a new instance (13.10).
+func TestAlarmInterruptedByAbortIsRetried(t *testing.T) {
+	r := newRig(t, "", nil)
+	s := ringing()
+	tell := s.alarm
+	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		tell(ctx, a, i)
+		if !i.IsRetry {
+			a.state.Abort(ctx, errors.New("enough"))
+		}
+		return nil
+	}
+	r.act(s, nil)
+	r.setAlarm("a", time.Second)
+	for _, want := range []string{"alarm 1s false 0", "alarm 1s true 1"} {
+		r.rings(time.Minute, want)
+	}
+	r.instances(2)
+}
+
+// TestAlarmWhoseConstructorFailsIsNotCounted as tried (13.11).
+func TestAlarmWhoseConstructorFailsIsNotCounted(t *testing.T) {
+	r := newRig(t, "", nil)
+	s := ringing()
+	s.construct = func(ctx context.Context, a *actor) error {
+		if a.n == 2 {
+			a.tell("failed")
+			return errors.New("disliked")
+		}
+		return nil
+	}
+	r.act(s, nil)
+	r.setAlarm("a", time.Second)
+	r.evict("a")
+	for _, want := range []string{"failed", "alarm 1s false 0"} {
+		r.rings(time.Hour, want)
+	}
+}
+
+// TestAlarmSurvivesRestart, and one that was missed runs when its class is
+// registered (13.9, 14.2).
+func TestAlarmSurvivesRestart(t *testing.T) {
+	dir := t.TempDir()
+	r := newRig(t, dir, nil)
+	r.act(ringing(), nil)
+	r.setAlarm("missed", time.Hour)
+	r.setAlarm("due", 5*time.Hour)
+	r.shut()
+	r = newRigAt(t, dir, nil, epoch.Add(2*time.Hour))
+	r.act(ringing(), nil)
+	if told, after := r.ring(time.Minute); told != "alarm 1h0m0s false 0" || after > 31*time.Second {
+		t.Errorf("%s after %v", told, after)
+	}
+	if got := r.alarmAt("due"); got != "5h0m0s" {
+		t.Errorf("alarm at %s", got)
+	}
+	r.rings(4*time.Hour, "alarm 5h0m0s false 0")
+	r.silent()
+}
+
+// TestAlarmNeedsAHandler, which is not looked for in the constructor (13.2).
+func TestAlarmNeedsAHandler(t *testing.T) {
+	r := newRig(t, "", nil)
+	var inConstructor error
+	serve(r, func(ctx context.Context, s *hibernate.State) (*mute, error) {
+		inConstructor = s.Storage().SetAlarm(ctx, epoch.Add(time.Hour))
+		return &mute{s}, nil
+	}, nil)
+	set := hibernate.NewMethod("alarm", func(m *mute, ctx context.Context, _ int) (int, error) {
+		st := m.state.Storage()
+		if err := st.SetAlarm(ctx, epoch.Add(time.Hour)); !errors.Is(err, hibernate.ErrState) {
+			t.Errorf("set: %v", err)
+		}
+		if _, _, err := st.Alarm(ctx); err != nil {
+			t.Errorf("get: %v", err)
+		}
+		return 0, st.DeleteAlarm(ctx)
+	})
+	if _, err := set.Call(context.Background(), r.ns.GetByName("a"), 0); err != nil {
+		t.Error(err)
+	}
+	if inConstructor != nil {
+		t.Errorf("in the constructor: %v", inConstructor)
+	}
+}
+
+// TestAlarmWaitsForBlockConcurrencyWhile (13.7).
+func TestAlarmWaitsForBlockConcurrencyWhile(t *testing.T) {
+	d := newDoor()
+	r := newRig(t, "", nil)
+	r.act(ringing(), nil)
+	r.setAlarm("a", time.Second)
+	done := r.later("a", func(ctx context.Context, a *actor) error {
+		return a.state.BlockConcurrencyWhile(ctx, func(ctx context.Context) error {
+			hibernate.Await(ctx, d.wait)
+			a.tell("block over")
+			return nil
+		})
+	})
+	<-d.at
+	r.clock.Advance(2 * time.Second)
+	r.silent()
+	d.pass()
+	r.hear("block over")
+	r.rings(time.Minute, "alarm 1s false 0")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAlarmIsUndoneWithItsTurn, set or deleted.
+func TestAlarmIsUndoneWithItsTurn(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(ringing(), nil)
+	r.setAlarm("a", time.Hour)
+	for _, change := range []func(context.Context, *hibernate.Storage) error{
+		func(ctx context.Context, st *hibernate.Storage) error {
+			return st.SetAlarm(ctx, epoch.Add(time.Second))
+		},
+		func(ctx context.Context, st *hibernate.Storage) error { return st.DeleteAlarm(ctx) },
+	} {
+		r.in("a", func(ctx context.Context, a *actor) error {
+			if err := change(ctx, a.state.Storage()); err != nil {
+				t.Error(err)
+			}
+			panic("undo")
+		})
+		if got := r.alarmAt("a"); got != "1h0m0s" {
+			t.Errorf("alarm at %s", got)
+		}
+	}
+	r.clock.Advance(time.Minute)
+	r.turn("a")
+	r.silent()
+	if log := r.log.String(); !strings.Contains(log, "undo") {
+		t.Errorf("log:\n%s", log)
+	}
+}
