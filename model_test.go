@@ -90,7 +90,8 @@ func TestRandomHistoriesKeepThePromises(t *testing.T) {
 	for _, evict := range []bool{false, true} {
 		t.Run(fmt.Sprintf("evict=%v", evict), func(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
-				steps := rapid.SliceOfN(rapid.Custom(drawStep), 1, 25).Draw(rt, "steps")
+				// A list of lists, because rapid's lists are short.
+				steps := slices.Concat(rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawStep), 1, 8), 1, 12).Draw(rt, "steps")...)
 				o := hibernate.ClassOptions{
 					ManualCloseReply: rapid.Bool().Draw(rt, "manual close"),
 					RollbackOnError:  rapid.Bool().Draw(rt, "rollback on error"),
