@@ -59,12 +59,6 @@ type output struct {
 	done  func(error)
 }
 
-// A runner is the goroutine that has the right to run an object's turns. Its
-// address is its identity: a reset takes the right away by forgetting it.
-type runner struct {
-	resumed chan struct{} // the right is handed back to a handler after its Await
-}
-
 // Work is one thing to be done in a turn of an object.
 type Work struct {
 	Cause Cause
@@ -192,9 +186,7 @@ func (o *Object) post(w *Work, name string) error {
 	o.mail.push(w)
 	run := o.claimLocked()
 	o.mu.Unlock()
-	if run != nil {
-		o.reg.goWork(func() { o.run(run) })
-	}
+	run.start(o)
 	return nil
 }
 
@@ -203,7 +195,7 @@ func (o *Object) claimLocked() *runner {
 	if o.runner != nil || o.mail.first == nil {
 		return nil
 	}
-	o.runner = &runner{resumed: make(chan struct{}, 1)}
+	o.runner = o.reg.runners.get()
 	return o.runner
 }
 
@@ -224,19 +216,6 @@ func (o *Object) withdraw(w *Work) bool {
 func (r *Registry) Withdraw(id store.ID, w *Work) bool {
 	o := r.find(id)
 	return o != nil && o.withdraw(w)
-}
-
-// run runs turns until there is no work left or the right to do so is gone.
-func (o *Object) run(me *runner) {
-	normal := false
-	defer func() {
-		if !normal { // Goexit in user code: this goroutine ends, the object goes on
-			o.reg.goWork(func() { o.run(me) })
-		}
-	}()
-	for o.step(me) {
-	}
-	normal = true
 }
 
 // step does one piece of work and reports whether to go on.
@@ -464,9 +443,8 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 	o.mu.Lock()
 	next := o.claimLocked()
 	o.mu.Unlock()
-	if next != nil {
-		o.reg.goWork(func() { o.run(next) })
-	} else {
+	next.start(o)
+	if next == nil {
 		o.settle()
 	}
 }
@@ -552,9 +530,7 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 	o.mail.push(w)
 	run := o.claimLocked()
 	o.mu.Unlock()
-	if run != nil {
-		o.reg.goWork(func() { o.run(run) })
-	}
+	run.start(o)
 	return true
 }
 

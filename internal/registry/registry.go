@@ -124,6 +124,8 @@ type Registry struct {
 
 	shards [shardCount]shard
 	calls  calls
+
+	runners runners
 }
 
 const shardCount = 64
@@ -144,6 +146,7 @@ type counters struct {
 // New returns an empty registry. Start begins to run alarms.
 func New(cfg Config) *Registry {
 	r := &Registry{cfg: cfg, timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
+	r.runners.init(r)
 	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
 	for i := range r.shards {
 		r.shards[i].objects = map[store.ID]*Object{}
@@ -304,17 +307,6 @@ func (r *Registry) Quiet() bool {
 	return r.busy.Load() == 0 && r.alarms.Quiet()
 }
 
-// work runs f on a goroutine that Drain waits for.
-func (r *Registry) goWork(f func()) {
-	r.lives.add()
-	r.busy.Add(1)
-	go func() {
-		defer r.lives.done()
-		defer r.busy.Add(-1)
-		f()
-	}()
-}
-
 // Drain stops alarms, refuses new work and waits until what is under way has
 // ended, or ctx has.
 func (r *Registry) Drain(ctx context.Context) error {
@@ -400,4 +392,7 @@ func (r *Registry) Kill(err error) {
 }
 
 // Close waits for the registry's own goroutines. It follows Kill.
-func (r *Registry) Close() { r.alarms.Wait() }
+func (r *Registry) Close() {
+	r.alarms.Wait()
+	r.runners.close()
+}

@@ -633,9 +633,7 @@ func (o *Object) giveUp(t *Turn) {
 	}
 	next := o.claimLocked()
 	o.mu.Unlock()
-	if next != nil {
-		o.reg.goWork(func() { o.run(next) })
-	}
+	next.start(o)
 }
 
 // takeUp waits for the turn of t to go on. It returns why it never will.
@@ -650,12 +648,13 @@ func (o *Object) takeUp(t *Turn) error {
 	case o.runner == nil && o.mail.first == nil:
 		o.runner = t.me
 	default:
+		if t.me.resumed == nil {
+			t.me.resumed = make(chan struct{}, 1)
+		}
 		o.mail.push(&Work{resume: t.me})
 		next := o.claimLocked()
 		o.mu.Unlock()
-		if next != nil {
-			o.reg.goWork(func() { o.run(next) })
-		}
+		next.start(o)
 		o.reg.busy.Add(-1)
 		<-t.me.resumed
 		o.reg.busy.Add(1)

@@ -1,11 +1,11 @@
 package store
 
 import (
-	"runtime"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
