@@ -105,7 +105,8 @@ func (l *loop) accept(c *Conn) {
 		if !l.mayRead(c) {
 			return
 		}
-		fd, _, err := unix.Accept4(int(c.fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		// Not unix's, which asks for the protocol of each connection with a system call of its own.
+		fd, _, err := syscall.Accept4(int(c.fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == unix.EINTR || err == unix.ECONNABORTED:
 			continue

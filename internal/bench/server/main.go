@@ -42,7 +42,9 @@ func main() {
 			debug.FreeOSMemory()
 		}
 	}()
-	ln, err := net.Listen("tcp4", *addr)
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // no peer pays for it either
+	ln, err := lc.Listen(ctx, "tcp4", *addr)
 	if err == nil {
 		err = run(ctx, ln, *dir, *door, *idle)
 	}
