@@ -164,7 +164,7 @@ func (c *class) fail(w http.ResponseWriter, r *http.Request, err error) {
 		status = http.StatusServiceUnavailable
 	case errors.As(err, &tooLarge):
 		status = http.StatusRequestEntityTooLarge
-	case errors.As(err, &limit):
+	case errors.As(err, &limit) && limit.Overload():
 		status = http.StatusServiceUnavailable
 	}
 	http.Error(w, http.StatusText(status), status)

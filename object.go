@@ -70,8 +70,8 @@ type ClassOptions struct {
 	// code 1006. Zero is 30 s, negative is for ever (semantics 2.5).
 	CloseTimeout time.Duration
 
-	// RollbackOnError undoes the turn of a socket handler that returns an error,
-	// and drops the instance, as a panic does.
+	// RollbackOnError undoes the turn of a socket or alarm handler that returns an
+	// error, and drops the instance, as a panic does.
 	RollbackOnError bool
 
 	// ConstructTimeout is how long a constructor may take; then the object is
@@ -81,7 +81,7 @@ type ClassOptions struct {
 	// ErrorHandler writes the answer to a request that failed: the constructor's
 	// error, [ErrReset] with its cause, a *PanicError, a *LimitError or
 	// [ErrUnavailable]. Nil writes status 503 for [ErrUnavailable] and for too
-	// many waiting requests, 413 for a large body, 500 otherwise, with the
+	// many waiting requests or WebSockets, 413 for a large body, 500 otherwise, with the
 	// status' own text.
 	ErrorHandler func(w http.ResponseWriter, r *http.Request, err error)
 
@@ -492,6 +492,9 @@ type Method[T, In, Out any] struct {
 // NewMethod makes a Method of T, for instance from a method expression:
 //
 //	var Post = hibernate.NewMethod("post", (*Room).Post)
+//
+// Go refuses that as an initialization cycle if Post itself uses the variable,
+// directly or through others; then assign it in an init function.
 func NewMethod[T, In, Out any](name string, f func(T, context.Context, In) (Out, error)) *Method[T, In, Out] {
 	return &Method[T, In, Out]{name, f}
 }

@@ -48,31 +48,32 @@ func (g *Gate[T]) Issue() Seq {
 // Hold lets out go once everything issued so far is durable: at once, on the
 // caller's goroutine, if nothing is outstanding.
 func (g *Gate[T]) Hold(out T) {
-	g.HoldAll([]T{out})
+	g.Append(out)
+	g.Drain()
 }
 
 // HoldAll is Hold for each of outs, in order.
 func (g *Gate[T]) HoldAll(outs []T) {
+	g.Append(outs...)
+	g.Drain()
+}
+
+// Append gives outs their place without letting anything go. Drain must follow.
+// It is for callers whose own lock decides the order.
+func (g *Gate[T]) Append(outs ...T) {
 	if len(outs) == 0 {
 		return
 	}
 	g.mu.Lock()
-	if len(g.held) == 0 && !g.draining && (g.durable == g.issued || g.err != nil) {
-		g.draining = true
-		err := g.err
-		g.mu.Unlock()
-		for _, out := range outs {
-			g.release(out, err)
-		}
-		g.released()
-		g.mu.Lock()
-		g.draining = false
-		g.drainLocked()
-		return
-	}
+	defer g.mu.Unlock()
 	for _, out := range outs {
 		g.held = append(g.held, held[T]{g.issued, out})
 	}
+}
+
+// Drain lets go what may leave, on the caller's goroutine.
+func (g *Gate[T]) Drain() {
+	g.mu.Lock()
 	g.drainLocked()
 }
 
@@ -129,8 +130,7 @@ func (g *Gate[T]) drainLocked() {
 			break
 		}
 		ready, err := g.held[:n:n], g.err
-		g.held = g.held[n:]
-		if len(g.held) == 0 {
+		if g.held = g.held[n:]; len(g.held) == 0 {
 			g.held = nil
 		}
 		g.mu.Unlock()

@@ -56,6 +56,7 @@ func NewPair(request, response string) Pair {
 type output struct {
 	sock  *socket.Socket
 	frame socket.Frame
+	own   bool // the runtime's, not the turn's: it leaves though the turn is undone
 	done  func(error)
 }
 
@@ -137,8 +138,8 @@ func (m *mailbox) remove(w *Work) {
 }
 
 // counted reports whether w counts towards the mailbox's limit. Socket events
-// are bounded by the sockets, resumes by the handlers.
-func (w *Work) counted() bool { return w.sock == nil && w.resume == nil }
+// are bounded by the sockets, resumes by the handlers, and of alarms there is one.
+func (w *Work) counted() bool { return w.sock == nil && w.resume == nil && w.Cause != CauseAlarm }
 
 // ID is the object's id.
 func (o *Object) ID() store.ID { return o.id }
@@ -178,7 +179,7 @@ func (o *Object) post(w *Work, name string) error {
 	}
 	if limit := o.reg.cfg.Mailbox; w.counted() && limit > 0 && o.mail.n >= limit {
 		o.mu.Unlock()
-		return &LimitError{Limit: "work waiting for one object", Max: int64(limit), Got: int64(limit) + 1}
+		return &LimitError{Limit: limitWaiting, Max: int64(limit), Got: int64(limit) + 1}
 	}
 	if o.name == "" {
 		o.name = name
@@ -301,13 +302,18 @@ func (e *BusyError) Error() string {
 
 // finish tells w's outcome, once.
 func (o *Object) finish(w *Work, err error) {
-	o.mu.Lock()
-	done := !w.finished
-	w.finished = true
-	o.mu.Unlock()
-	if done && w.Done != nil {
+	if o.settleWork(w) && w.Done != nil {
 		w.Done(err)
 	}
+}
+
+// settleWork reports whether w's outcome was still to be told; the caller does.
+func (o *Object) settleWork(w *Work) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := !w.finished
+	w.finished = true
+	return first
 }
 
 // settle is called when something of the object has come to an end: it starts
@@ -554,9 +560,30 @@ func (o *Object) Hold(s *socket.Socket, f socket.Frame) {
 	o.gate.Hold(output{sock: s, frame: f})
 }
 
+// HoldBehindTurn is Hold, behind what a turn under way has sent too.
+func (o *Object) HoldBehindTurn(s *socket.Socket, f socket.Frame) {
+	o.mu.Lock()
+	a := o.act
+	o.mu.Unlock()
+	out := output{sock: s, frame: f, own: true}
+	if a == nil {
+		o.gate.Hold(out)
+		return
+	}
+	a.mu.Lock()
+	if a.ended == nil && len(a.outs) > 0 {
+		a.outs = append(a.outs, out)
+	} else {
+		o.gate.Append(out)
+	}
+	a.mu.Unlock()
+	o.gate.Drain()
+}
+
 // release lets one output go. The gate calls it, one at a time.
 func (o *Object) release(out output, err error) {
 	if out.done != nil {
+		o.released() // whoever is told may cut the sockets
 		out.done(err)
 		return
 	}

@@ -33,7 +33,6 @@ var (
 	ErrOutsideTurn = errors.New("called outside a turn of this object")
 	ErrReentrant   = errors.New("call would wait for itself")
 	ErrState       = errors.New("not allowed in this state")
-	ErrOverloaded  = errors.New("object has too much waiting for it")
 	ErrShutdown    = fmt.Errorf("%w: runtime is shutting down", store.ErrUnavailable)
 )
 
@@ -42,6 +41,19 @@ type LimitError struct {
 	Limit string // what is limited, and its unit
 	Max   int64
 	Got   int64
+}
+
+// Limits that a server under load reaches, and that a client may try again.
+const (
+	limitWaiting       = "work waiting for one object"
+	limitSockets       = "WebSockets of the runtime"
+	limitObjectSockets = "WebSockets of one object"
+)
+
+// Overload reports whether the limit is one that others fill, so that trying again
+// later may succeed.
+func (e *LimitError) Overload() bool {
+	return e.Limit == limitWaiting || e.Limit == limitSockets || e.Limit == limitObjectSockets
 }
 
 func (e *LimitError) Error() string {
@@ -170,7 +182,7 @@ func (r *Registry) AddClass(c *Class) error {
 	}
 	r.classes[c.Name] = c
 	r.classMu.Unlock()
-	r.alarms.Wake()
+	r.alarms.Reconsider()
 	return nil
 }
 

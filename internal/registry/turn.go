@@ -209,6 +209,11 @@ func (a *Activation) end(cause error) (running []*Turn) {
 	a.ended = cause
 	a.current = nil
 	undo := a.undo
+	for _, out := range a.outs {
+		if out.own {
+			a.obj.gate.Append(out)
+		}
+	}
 	a.undo, a.outs, a.outSize = nil, nil, 0
 	for t := range a.turns {
 		running = append(running, t)
@@ -216,6 +221,7 @@ func (a *Activation) end(cause error) (running []*Turn) {
 	}
 	close(a.done)
 	a.mu.Unlock()
+	a.obj.gate.Drain()
 	a.obj.reg.timers.Clear(&a.idle)
 	a.obj.takeBack(undo)
 	a.Store.Close()
@@ -243,11 +249,12 @@ func (a *Activation) commit(last *Work) error {
 	a.outs, a.outSize, a.undo = nil, 0, nil
 	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
-	a.mu.Unlock()
 	if last != nil && last.Done != nil {
 		outs = append(outs, output{done: func(err error) { o.finish(last, err) }})
 	}
-	o.gate.HoldAll(outs)
+	o.gate.Append(outs...)
+	a.mu.Unlock()
+	o.gate.Drain()
 	if wrote {
 		// A disk that does not keep up slows down those who write.
 		return o.reg.cfg.Store.Throttle(context.Background())
@@ -401,6 +408,7 @@ func (r *Registry) takeSlot() {
 
 // constructFailed resets the object after a failed construction.
 func (o *Object) constructFailed(a *Activation, w *Work, err error) {
+	o.reg.stats.failed.Add(1)
 	o.mu.Lock()
 	if o.act != a {
 		o.mu.Unlock()
@@ -417,13 +425,14 @@ func (o *Object) constructFailed(a *Activation, w *Work, err error) {
 		x = next
 	}
 	o.mu.Unlock()
-	o.reg.stats.failed.Add(1)
 	o.log().Error("constructor failed", "cause", w.Cause.String(), "err", err)
-	o.finish(w, err)
-	for _, x := range shared {
-		o.finish(x, err)
-	}
+	first := o.settleWork(w) // else fall tells it in its own words
 	o.fall(a, err, true)
+	for _, x := range append(shared, w) {
+		if (x != w || first) && x.Done != nil {
+			x.Done(err)
+		}
+	}
 }
 
 // turn runs w in a turn of a.
@@ -588,8 +597,8 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 			o.reg.busy.Add(1)
 			a.mu.Lock()
 			t.away = false
-			if err == nil && a.ended != nil {
-				err = resetError(a.ended)
+			if a.ended != nil {
+				err = errors.Join(resetError(a.ended), err)
 			}
 			a.mu.Unlock()
 		}()
@@ -607,8 +616,8 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 	defer func() { // also when f panics: the panic goes on in the turn
 		gone := o.takeUp(t)
 		o.dropBlocker(a, b)
-		if gone != nil && err == nil {
-			err = gone
+		if gone != nil {
+			err = errors.Join(gone, err)
 		}
 	}()
 	o.reg.busy.Add(-1)
@@ -865,7 +874,7 @@ func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
 	if err := t.checkLocked(); err != nil {
 		return err
 	}
-	if err := s.Sendable(); err != nil {
+	if ok, err := s.Sendable(); !ok {
 		return err
 	}
 	size := a.outSize + int64(len(f.Bytes))
@@ -897,7 +906,7 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 	if err := x.act.Ended(); err != nil {
 		return err
 	}
-	if err := s.Sendable(); err != nil {
+	if ok, err := s.Sendable(); !ok {
 		return err
 	}
 	x.act.obj.gate.Hold(output{sock: s, frame: f})
@@ -992,7 +1001,7 @@ func (o *Object) list(s *socket.Socket) error {
 	cfg := &o.reg.cfg
 	if n := o.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
 		o.reg.sockets.Add(-1)
-		return &LimitError{Limit: "WebSockets of the runtime", Max: int64(cfg.Sockets), Got: n}
+		return &LimitError{Limit: limitSockets, Max: int64(cfg.Sockets), Got: n}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -1002,7 +1011,7 @@ func (o *Object) list(s *socket.Socket) error {
 	}
 	if n := o.sockets.Len(); cfg.SocketsPerObject > 0 && n >= cfg.SocketsPerObject {
 		o.reg.sockets.Add(-1)
-		return &LimitError{Limit: "WebSockets of one object", Max: int64(cfg.SocketsPerObject), Got: int64(n) + 1}
+		return &LimitError{Limit: limitObjectSockets, Max: int64(cfg.SocketsPerObject), Got: int64(n) + 1}
 	}
 	o.sockets.Add(s)
 	return nil

@@ -64,7 +64,7 @@ func (s *Socket) decode(p []byte) (more bool) {
 		case wire.Text, wire.Binary:
 			if it.Kind == wire.Text {
 				if frame, ok := s.owner.AutoResponse(s, it.Data); ok {
-					if s.Sendable() == nil {
+					if ok, _ := s.Sendable(); ok {
 						s.Emit(Frame{Bytes: frame})
 					}
 					continue
@@ -170,7 +170,7 @@ func (s *Socket) answerClose() {
 	code := s.closeCode
 	s.mu.Unlock()
 	if answer {
-		s.owner.Hold(s, closeFrame(code))
+		s.owner.HoldBehindTurn(s, closeFrame(code))
 	}
 }
 

@@ -9,15 +9,15 @@ import (
 // writevMax is how many frames go into one system call.
 const writevMax = 64
 
-// Sendable reports what a send would meet now: nil for a socket that is open or
-// was lost (what is sent to it is dropped), ErrClosed after Close.
-func (s *Socket) Sendable() error {
+// Sendable reports whether a send makes sense now. To a connection that was lost
+// or broken by its peer it silently does not; after Close it is ErrClosed.
+func (s *Socket) Sendable() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.flags&sentClose != 0 {
-		return ErrClosed
+		return false, ErrClosed
 	}
-	return nil
+	return s.flags&(lost|failed|cut) == 0, nil
 }
 
 // StartClose marks s as closed from this side and reports whether a Close frame
@@ -53,7 +53,7 @@ func (s *Socket) Emit(f Frame) {
 func (s *Socket) Queue(f Frame) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.flags&(wroteClose|lost|cut) != 0 || s.flags&failed != 0 && !f.Last {
+	if s.flags&(wroteClose|lost|cut) != 0 {
 		return false
 	}
 	b := s.busyLocked()

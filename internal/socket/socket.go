@@ -78,6 +78,8 @@ type Owner interface {
 	AutoResponse(s *Socket, text []byte) (frame []byte, ok bool)
 	// Hold has s.Emit(f) called behind everything the object has held so far.
 	Hold(s *Socket, f Frame)
+	// HoldBehindTurn is Hold, behind what a turn under way has sent too.
+	HoldBehindTurn(s *Socket, f Frame)
 }
 
 // A Frame is encoded output, shared by all sockets it goes to.

@@ -53,6 +53,8 @@ func (o *owner) Hold(s *Socket, f Frame) {
 	s.Emit(f)
 }
 
+func (o *owner) HoldBehindTurn(s *Socket, f Frame) { o.Hold(s, f) }
+
 func (o *owner) release() {
 	o.mu.Lock()
 	held := o.held
@@ -279,7 +281,7 @@ func TestPeersCloseIsAnsweredBehindHeldOutputThenEOF(t *testing.T) {
 		if !e.WasClean || b.s.ReadyState() != Closed {
 			t.Fatalf("%+v in state %d", e, b.s.ReadyState())
 		}
-		if err := b.s.Sendable(); err != ErrClosed {
+		if _, err := b.s.Sendable(); err != ErrClosed {
 			t.Fatalf("send after the answer: %v", err)
 		}
 		b.owner.release()
