@@ -1,7 +1,10 @@
 package alarm
 
 import (
+	"bytes"
+	"cmp"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -85,15 +88,24 @@ type shelf struct {
 	fired     []string
 	open      map[string]func()
 	refuse    map[string]bool
-	maxListed int
+	maxListed int // at once
+	listed    int
 }
 
-func (s *shelf) Pending(limit int) ([]Entry, error) {
+func (s *shelf) Pending(after Entry, limit int) ([]Entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := min(limit, len(s.entries))
+	behind := func(e Entry, after Entry) int {
+		if c := cmp.Or(cmp.Compare(e.Due, after.Due), bytes.Compare(e.ID[:], after.ID[:])); c != 0 {
+			return c
+		}
+		return -1
+	}
+	i, _ := slices.BinarySearchFunc(s.entries, after, behind)
+	n := min(limit, len(s.entries)-i)
 	s.maxListed = max(s.maxListed, n)
-	return append([]Entry(nil), s.entries[:n]...), nil
+	s.listed += n
+	return slices.Clone(s.entries[i : i+n]), nil
 }
 
 func (s *shelf) Fire(e Entry, concluded func()) bool {
@@ -165,7 +177,7 @@ func TestSchedulerBoundsWhatRunsAtOnce(t *testing.T) {
 		src := &shelf{open: map[string]func(){}}
 		for i := range 3000 {
 			e := entry("x", time.Now())
-			e.ID[1], e.ID[2] = byte(i), byte(i>>8)
+			e.ID[1], e.ID[2] = byte(i>>8), byte(i)
 			src.entries = append(src.entries, e)
 		}
 		s := NewScheduler(Real{}, src)
@@ -193,7 +205,7 @@ func TestSchedulerBoundsWhatRunsAtOnce(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		if src.maxListed > 4*maxRunning {
+		if src.maxListed > window {
 			t.Errorf("listed %d at once", src.maxListed)
 		}
 	})
@@ -212,8 +224,80 @@ func TestSchedulerPassesOverWhatCannotRunYet(t *testing.T) {
 		src.mu.Lock()
 		src.refuse = nil
 		src.mu.Unlock()
-		s.Wake() // its class was registered
+		s.Reconsider() // its class was registered
 		src.expect(t, "a", "o")
+	})
+}
+
+// TestSchedulerLooksPastAnyNumberThatCannotRun, a window at a time, and not at
+// all of them for each alarm that is set.
+func TestSchedulerLooksPastAnyNumberThatCannotRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 100_000
+		now := time.Now()
+		src := &shelf{open: map[string]func(){}, refuse: map[string]bool{"Other": true}}
+		for i := range many {
+			e := entry("o", now.Add(-time.Hour).Add(time.Duration(i/100)*time.Millisecond))
+			e.ID[1], e.ID[2], e.Class = byte(i%100>>8), byte(i%100), "Other"
+			src.entries = append(src.entries, e)
+		}
+		src.entries = append(src.entries, entry("a", now))
+		s := NewScheduler(Real{}, src)
+		defer s.Wait()
+		defer s.Stop()
+		s.Wake()
+		src.expect(t, "a")
+		src.finish("a")
+		src.expect(t, "a")
+		listed := func() int {
+			src.mu.Lock()
+			defer src.mu.Unlock()
+			n := src.listed
+			src.listed = 0
+			return n
+		}
+		listed()
+		for range 10 {
+			src.mu.Lock()
+			src.entries = append(src.entries, entry("b", now))
+			src.mu.Unlock()
+			s.Wake()
+			synctest.Wait()
+			src.finish("b")
+			synctest.Wait()
+		}
+		if n := listed(); n > 20*200 {
+			t.Errorf("read %d entries for ten alarms", n)
+		}
+		time.Sleep(2 * relook)
+		if n := listed(); n < many || n > 4*many {
+			t.Errorf("read %d entries when it looked again", n)
+		}
+		if src.maxListed > window {
+			t.Errorf("listed %d at once", src.maxListed)
+		}
+		s.Reconsider()
+		synctest.Wait()
+		if n := listed(); n < many {
+			t.Errorf("read %d entries when a class was registered", n)
+		}
+	})
+}
+
+// TestSchedulerTriesAgainWhatWasRefused when nothing else is pending.
+func TestSchedulerTriesAgainWhatWasRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := &shelf{open: map[string]func(){}, refuse: map[string]bool{"C": true}, entries: []Entry{entry("a", time.Now())}}
+		s := NewScheduler(Real{}, src)
+		defer s.Wait()
+		defer s.Stop()
+		s.Wake()
+		src.expect(t)
+		src.mu.Lock()
+		src.refuse = nil
+		src.mu.Unlock()
+		time.Sleep(relook)
+		src.expect(t, "a")
 	})
 }
 

@@ -9,9 +9,12 @@ import (
 // clock may be set or the machine suspended.
 const relook = 30 * time.Second
 
-// maxRunning bounds the alarms under way at once, and with it the memory that
-// any number of pending ones cost.
-const maxRunning = 256
+// maxRunning bounds the alarms under way at once, and window those read at
+// once: the memory that any number of pending ones cost.
+const (
+	maxRunning = 256
+	window     = 2 * maxRunning
+)
 
 // An Entry is one pending alarm.
 type Entry struct {
@@ -22,9 +25,10 @@ type Entry struct {
 
 // A Source keeps the pending alarms.
 type Source interface {
-	// Pending returns the first alarms in order of their due times, at most
-	// limit of them. It may block.
-	Pending(limit int) ([]Entry, error)
+	// Pending returns the first alarms behind after, in order of their due times
+	// and then of their IDs, at most limit of them. Of after it looks at Due and
+	// ID; the zero Entry is before all. It may block.
+	Pending(after Entry, limit int) ([]Entry, error)
 	// Fire starts the alarm e and calls concluded, on any goroutine, when its
 	// outcome is on disk. It reports false if it cannot start e now.
 	Fire(e Entry, concluded func()) bool
@@ -40,8 +44,14 @@ type Scheduler struct {
 	firing   map[[32]byte]struct{} // fired, not concluded
 	scanning bool
 	again    bool // something changed during the scan
+	afresh   bool // the next pass begins at the start
 	stopped  bool
 	ended    sync.WaitGroup // the scan; Add only under mu and before stopped
+
+	// Owned by the scan. Everything before cold was refused: passes begin there,
+	// or every alarm set would read all of a class that nobody registers.
+	cold   Entry
+	looked time.Time // when a pass last began at the start
 }
 
 // NewScheduler returns a scheduler that looks at its source at the first Wake.
@@ -49,10 +59,22 @@ func NewScheduler(clock Clock, source Source) *Scheduler {
 	return &Scheduler{clock: clock, source: source, firing: map[[32]byte]struct{}{}}
 }
 
-// Wake says that the source may have changed.
+// Wake says that alarms of the source may have changed.
 func (s *Scheduler) Wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.wakeLocked()
+}
+
+// Reconsider is Wake when the source may now start what it refused.
+func (s *Scheduler) Reconsider() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.afresh = true
+	s.wakeLocked()
+}
+
+func (s *Scheduler) wakeLocked() {
 	if s.stopped {
 		return
 	}
@@ -98,7 +120,7 @@ func (s *Scheduler) concluded(id [32]byte) {
 func (s *Scheduler) scan() {
 	defer s.ended.Done()
 	for {
-		next, failed := s.pass()
+		next, again := s.pass()
 		s.mu.Lock()
 		if s.again && !s.stopped {
 			s.again = false
@@ -110,7 +132,7 @@ func (s *Scheduler) scan() {
 			s.timer.Stop()
 			s.timer = nil
 		}
-		if !s.stopped && (next != 0 || failed) {
+		if !s.stopped && (next != 0 || again) {
 			wait := relook
 			if next != 0 {
 				wait = min(wait, time.UnixMilli(next).Sub(s.clock.Now()))
@@ -123,18 +145,25 @@ func (s *Scheduler) scan() {
 }
 
 // pass fires what is due and returns when the first other alarm is, 0 if there
-// is none.
-func (s *Scheduler) pass() (next int64, failed bool) {
-	now := s.clock.Now().UnixMilli()
-	seen := 0
-	for limit := 2 * maxRunning; ; limit *= 2 {
-		entries, err := s.source.Pending(limit)
+// is none, and whether to look again without a reason.
+func (s *Scheduler) pass() (next int64, again bool) {
+	now := s.clock.Now()
+	s.mu.Lock()
+	afresh := s.afresh
+	s.afresh = false
+	s.mu.Unlock()
+	if since := now.Sub(s.looked); afresh || since < 0 || since >= relook {
+		s.cold, s.looked = Entry{}, now
+	}
+	front := true // everything so far was refused
+	for after := s.cold; ; {
+		entries, err := s.source.Pending(after, window)
 		if err != nil {
 			return 0, true
 		}
-		for _, e := range entries[min(seen, len(entries)):] {
-			if e.Due > now {
-				return e.Due, false
+		for _, e := range entries {
+			if e.Due > now.UnixMilli() {
+				return e.Due, again
 			}
 			s.mu.Lock()
 			_, under := s.firing[e.ID]
@@ -145,17 +174,22 @@ func (s *Scheduler) pass() (next int64, failed bool) {
 			stopped := s.stopped
 			s.mu.Unlock()
 			if stopped || full {
-				return 0, false // concluded comes back
+				return 0, again // concluded comes back
 			}
-			if !under && !s.source.Fire(e, func() { s.concluded(e.ID) }) {
+			refused := !under && !s.source.Fire(e, func() { s.concluded(e.ID) })
+			if refused {
 				s.mu.Lock()
 				delete(s.firing, e.ID)
 				s.mu.Unlock()
+				again = true
+			}
+			if front = front && refused; front {
+				s.cold = Entry{Due: e.Due} // another of the same time may yet come before e
 			}
 		}
-		if len(entries) < limit {
-			return 0, false
+		if len(entries) < window {
+			return 0, again
 		}
-		seen = limit
+		after = entries[len(entries)-1]
 	}
 }

@@ -28,8 +28,9 @@ const (
 type alarmSource Registry
 
 // Pending reads the store's index of alarms.
-func (r *alarmSource) Pending(limit int) ([]alarm.Entry, error) {
-	due, err := r.cfg.Store.DueAlarms(context.Background(), math.MaxInt64, limit)
+func (r *alarmSource) Pending(after alarm.Entry, limit int) ([]alarm.Entry, error) {
+	from := store.Due{ID: after.ID, Due: after.Due}
+	due, err := r.cfg.Store.DueAlarms(context.Background(), from, math.MaxInt64, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ var contractTests = []struct {
 			Commit{ID: idC, Epoch: epoch, Writes: put("k", "c")})
 		r.equal(r.keys(idB, everything), []string(nil))
 		r.equal(r.head(idB), Header{})
-		due, err := r.Due(context.Background(), 1000, 10)
+		due, err := r.Due(context.Background(), Due{}, 1000, 10)
 		must(r.T, err)
 		r.equal(len(due), 0)
 		r.equal(r.keys(idC, everything), []string{"k=c"})
@@ -237,7 +237,7 @@ var contractTests = []struct {
 		infos, err := r.Class(context.Background(), "Room", ID{}, 10)
 		must(r.T, err)
 		r.equal(len(infos), 0)
-		due, err := r.Due(context.Background(), 1000, 10)
+		due, err := r.Due(context.Background(), Due{}, 1000, 10)
 		must(r.T, err)
 		r.equal(len(due), 0)
 		r.ok(Commit{ID: idA, Epoch: e, Class: "Room", Writes: put("a", "2")})
@@ -269,7 +269,7 @@ var contractTests = []struct {
 		e := r.Epoch()
 		due := func(before int64, limit int, want ...Due) {
 			r.Helper()
-			got, err := r.Due(context.Background(), before, limit)
+			got, err := r.Due(context.Background(), Due{}, before, limit)
 			must(r.T, err)
 			if !slices.Equal(got, want) {
 				r.Fatalf("due before %d: %v, want %v", before, got, want)
@@ -293,6 +293,41 @@ var contractTests = []struct {
 		due(1000, 10, Due{idB, "B", 400})
 		r.ok(Commit{ID: idB, Epoch: r.Epoch(), Seq: 3, Clear: true})
 		due(1000, 10)
+	}},
+	{"the alarm index is read on behind what was read", func(r *contractTest) {
+		e := r.Epoch()
+		var commits []Commit
+		var all []Due
+		for at := range int64(3) { // several at one time, the ids on either side of a byte's end
+			for _, id := range []ID{{31: 1}, {31: 0xff}, {30: 1}, {0: 0xff, 31: 0xff}} {
+				id[15] = byte(at)
+				commits = append(commits, Commit{ID: id, Epoch: e, Class: "C", Alarm: Alarm{Next: 5 + at}})
+				all = append(all, Due{id, "C", 5 + at})
+			}
+		}
+		r.ok(commits...)
+		for limit := 1; limit <= len(all)+1; limit++ {
+			var got []Due
+			for after := (Due{}); ; {
+				due, err := r.Due(context.Background(), after, 1<<63-1, limit)
+				must(r.T, err)
+				if len(due) > limit {
+					r.Fatalf("%d objects for a limit of %d", len(due), limit)
+				}
+				if len(due) == 0 {
+					break
+				}
+				got = append(got, due...)
+				after = due[len(due)-1]
+			}
+			r.equal(got, all)
+		}
+		due, err := r.Due(context.Background(), Due{Due: 6}, 6, 10) // from a time on
+		must(r.T, err)
+		r.equal(due, all[4:8])
+		due, err = r.Due(context.Background(), all[9], 6, 10)
+		must(r.T, err)
+		r.equal(len(due), 0)
 	}},
 	{"a class lists its objects that hold something", func(r *contractTest) {
 		e := r.Epoch()
@@ -337,7 +372,7 @@ var contractTests = []struct {
 		_, _, err = r.Get(idA, "a")
 		_, err2 := r.Open(idA, r.Epoch())
 		_, err3 := r.Iterate(idA, everything)
-		_, err4 := r.Due(context.Background(), 1, 1)
+		_, err4 := r.Due(context.Background(), Due{}, 1, 1)
 		_, err5 := r.Class(context.Background(), "", ID{}, 1)
 		for i, err := range []error{err, err2, err3, err4, err5} {
 			if !errors.Is(err, ErrUnavailable) {
@@ -348,7 +383,7 @@ var contractTests = []struct {
 	{"a canceled scan says so", func(r *contractTest) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_, err := r.Due(ctx, 1, 1)
+		_, err := r.Due(ctx, Due{}, 1, 1)
 		_, err2 := r.Class(ctx, "", ID{}, 1)
 		if !errors.Is(err, context.Canceled) || !errors.Is(err2, context.Canceled) {
 			r.Fatal(fmt.Sprint(err, err2))

@@ -215,8 +215,10 @@ type Engine interface {
 	Commit(commits []Commit) []error
 
 	// Due returns the objects whose Alarm.Due is at or before a time, earliest
-	// first, at most limit of them.
-	Due(ctx context.Context, before int64, limit int) ([]Due, error)
+	// first and those of one time in order of their ids, at most limit of them.
+	// It begins behind after, whose Class does not matter: the zero Due is the
+	// start, the last of one answer leads to the next.
+	Due(ctx context.Context, after Due, before int64, limit int) ([]Due, error)
 
 	// Class returns objects of a class that have keys or an alarm, in order of
 	// their ids, those behind after, at most limit of them.

@@ -191,21 +191,23 @@ func (e *memEngine) Commit(commits []Commit) []error {
 	return answers
 }
 
-func (e *memEngine) Due(ctx context.Context, before int64, limit int) ([]Due, error) {
+func (e *memEngine) Due(ctx context.Context, after Due, before int64, limit int) ([]Due, error) {
 	e.disk.mu.Lock()
 	defer e.disk.mu.Unlock()
 	if e.closed {
 		return nil, errClosed
 	}
 	var due []Due
+	order := func(a, b Due) int {
+		return cmp.Or(cmp.Compare(a.Due, b.Due), strings.Compare(string(a.ID[:]), string(b.ID[:])))
+	}
 	for id, o := range e.disk.objects {
-		if at := o.head.Alarm.Due(); at != 0 && at <= before {
-			due = append(due, Due{ID: id, Class: o.head.Class, Due: at})
+		d := Due{ID: id, Class: o.head.Class, Due: o.head.Alarm.Due()}
+		if d.Due != 0 && d.Due <= before && order(d, after) > 0 {
+			due = append(due, d)
 		}
 	}
-	slices.SortFunc(due, func(a, b Due) int {
-		return cmp.Or(cmp.Compare(a.Due, b.Due), strings.Compare(string(a.ID[:]), string(b.ID[:])))
-	})
+	slices.SortFunc(due, order)
 	return due[:min(len(due), max(limit, 0))], ctx.Err()
 }
 

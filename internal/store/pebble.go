@@ -529,12 +529,12 @@ func appendCommit(b *pebble.Batch, c *Commit, prev, next Header) error {
 	return errors.Join(errs...)
 }
 
-func (e *pebbleEngine) Due(ctx context.Context, before int64, limit int) ([]Due, error) {
-	return e.guardedDue(ctx, before, limit)
+func (e *pebbleEngine) Due(ctx context.Context, after Due, before int64, limit int) ([]Due, error) {
+	return e.guardedDue(ctx, after, before, limit)
 }
 
-func (e *pebbleEngine) guardedDue(ctx context.Context, before int64, limit int) (due []Due, err error) {
-	if before < 0 || limit <= 0 {
+func (e *pebbleEngine) guardedDue(ctx context.Context, after Due, before int64, limit int) (due []Due, err error) {
+	if before < after.Due || limit <= 0 {
 		return nil, nil
 	}
 	if err := e.enter(); err != nil {
@@ -545,7 +545,10 @@ func (e *pebbleEngine) guardedDue(ctx context.Context, before int64, limit int) 
 	if before < 1<<63-1 {
 		upper = appendAlarmKey(nil, before+1, &ID{})
 	}
-	it, err := e.db.NewIter(&pebble.IterOptions{LowerBound: []byte{tableAlarm}, UpperBound: upper})
+	it, err := e.db.NewIter(&pebble.IterOptions{
+		LowerBound: append(appendAlarmKey(nil, after.Due, &after.ID), 0), // behind after
+		UpperBound: upper,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -210,15 +210,16 @@ func (s *Store) Stats() Stats {
 func (s *Store) Snapshot(ctx context.Context, dir string) error { return s.eng.Snapshot(ctx, dir) }
 
 // DueAlarms returns the objects whose alarm is due at or before a time in ms
-// since the Unix epoch, earliest first, at most limit. It reads the committed
-// index: an alarm change that is still pending is not in it.
-func (s *Store) DueAlarms(ctx context.Context, before int64, limit int) ([]Due, error) {
-	return s.eng.Due(ctx, before, limit)
+// since the Unix epoch, earliest first, those behind after, at most limit. The
+// zero after is the start. It reads the committed index: an alarm change that is
+// still pending is not in it.
+func (s *Store) DueAlarms(ctx context.Context, after Due, before int64, limit int) ([]Due, error) {
+	return s.eng.Due(ctx, after, before, limit)
 }
 
 // NextAlarm returns the earliest alarm of all; ok is false if there is none.
 func (s *Store) NextAlarm(ctx context.Context) (d Due, ok bool, err error) {
-	due, err := s.eng.Due(ctx, 1<<63-1, 1)
+	due, err := s.eng.Due(ctx, Due{}, 1<<63-1, 1)
 	if err != nil || len(due) == 0 {
 		return Due{}, false, err
 	}

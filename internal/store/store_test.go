@@ -140,7 +140,7 @@ func TestClosedStoreAnswersUnavailable(t *testing.T) {
 	}
 	_, _, err = o.Get("k")
 	_, err2 := o.Delete("k")
-	_, err3 := s.DueAlarms(t.Context(), 1, 1)
+	_, err3 := s.DueAlarms(t.Context(), Due{}, 1, 1)
 	for _, err := range []error{err, err2, err3, o.Put("k", nil), o.DeleteAll(), s.Throttle(t.Context()), s.Snapshot(t.Context(), t.TempDir()+"/s")} {
 		if !errors.Is(err, ErrUnavailable) {
 			t.Errorf("after Close: %v", err)
