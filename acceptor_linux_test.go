@@ -3,9 +3,14 @@
 package hibernate_test
 
 import (
+	"io"
+	"log"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -179,4 +184,72 @@ func TestUpgradesByNetHTTPBehindTheAcceptorCostNoGoroutine(t *testing.T) {
 	d.until("upgrades", func() bool { return d.rt.Stats().Sockets == n+1 })
 	d.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
 	d.until("descriptors", func() bool { return openDescriptors(t) == descriptors+2*n })
+}
+
+// Whatever a connection is at when the listener or the runtime is closed, it is
+// closed too, and nothing stays behind.
+func TestClosingInAStormLeavesNothing(t *testing.T) {
+	descriptors := openDescriptors(t)
+	for round := range 12 {
+		r := newRig(t, "", nil)
+		ns, err := hibernate.Register(r.rt, "Test", newEcho, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		route := func(h *hibernate.Handshake) (hibernate.Join, error) {
+			return hibernate.Join{Object: ns.GetByName(h.Path())}, nil
+		}
+		ln, err := r.rt.WrapListener(inner, route)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &http.Server{Handler: ns.Handler(route), ErrorLog: log.New(io.Discard, "", 0)}
+		served := make(chan error, 1)
+		go func() { served <- srv.Serve(ln) }()
+		var storm sync.WaitGroup
+		upgrades := make(chan struct{}, 1000)
+		for k := range 4 {
+			storm.Go(func() {
+				for i := 0; ; i++ {
+					conn, err := net.Dial("tcp", ln.Addr().String())
+					if err != nil {
+						return
+					}
+					defer conn.Close()
+					req := []string{upgrade("/a"), "GET / HTTP/1.1\nHost: x\n\n", "GET /"}[(i+k)%3]
+					io.WriteString(conn, strings.ReplaceAll(req, "\n", "\r\n"))
+					if (i+k)%3 == 0 {
+						conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+						if _, err := conn.Read(make([]byte, 12)); err != nil {
+							return
+						}
+						upgrades <- struct{}{}
+					}
+				}
+			})
+		}
+		for range 10 + 3*round {
+			<-upgrades
+		}
+		if round%2 == 0 {
+			ln.Close()
+		}
+		if err := r.rt.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+		storm.Wait()
+		srv.Close()
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for openDescriptors(t) > descriptors && time.Now().Before(deadline) {
+		runtime.Gosched()
+	}
+	if n := openDescriptors(t); n > descriptors {
+		t.Errorf("%d descriptors open, before %d", n, descriptors)
+	}
 }
