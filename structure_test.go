@@ -20,16 +20,18 @@ const module = "github.com/hibernate-go/hibernate"
 // Calls go down by method; news comes up through an interface that the lower package declares.
 // A package that is not listed may not exist, and an edge that nobody uses may not stay.
 var allowedImports = map[string][]string{
-	".":                 {"internal/accept", "internal/alarm", "internal/poll", "internal/registry", "internal/socket", "internal/store", "internal/wire"},
-	"internal/accept":   {"internal/alarm", "internal/poll", "internal/wire"},
-	"internal/registry": {"internal/alarm", "internal/gate", "internal/socket", "internal/store", "internal/wire"},
-	"internal/socket":   {"internal/alarm", "internal/poll", "internal/wire"},
-	"internal/store":    {},
-	"internal/alarm":    {},
-	"internal/gate":     {},
-	"internal/leak":     {}, // for tests
-	"internal/poll":     {},
-	"internal/wire":     {},
+	".":                  {"internal/accept", "internal/alarm", "internal/poll", "internal/registry", "internal/socket", "internal/store", "internal/wire"},
+	"internal/accept":    {"internal/alarm", "internal/poll", "internal/wire"},
+	"internal/registry":  {"internal/alarm", "internal/gate", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
+	"internal/socket":    {"internal/alarm", "internal/poll", "internal/wire"},
+	"internal/store":     {"internal/mutation"},
+	"internal/alarm":     {},
+	"internal/gate":      {},
+	"internal/leak":      {}, // for tests
+	"internal/mutation":  {},
+	"internal/poll":      {},
+	"internal/storetest": {}, // for tests
+	"internal/wire":      {},
 }
 
 // users are the programs and suites in this module. They see the library as anybody does: its root package, and each other.
@@ -41,7 +43,7 @@ func isUser(dir string) bool {
 
 // onlyImporters names who may import a dependency. The rest of the library does not know of it.
 var onlyImporters = map[string][]string{
-	"github.com/cockroachdb/pebble/v2": {"internal/store"},
+	"github.com/cockroachdb/pebble/v2": {"internal/store", "internal/storetest"},
 	"github.com/gobwas/ws":             {"internal/wire"},
 	"github.com/fxamacker/cbor/v2":     {"."},
 	"golang.org/x/sys":                 {"internal/poll"},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/mutation"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
 
@@ -75,7 +76,11 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 		al.Running, al.Next = al.Next, 0
 	}
 	info := AlarmInfo{Scheduled: time.UnixMilli(al.Running), Retries: int(al.Retry)}
-	if err := t.setAlarm(al, true); err != nil {
+	begun := al
+	if mutation.Alarm {
+		begun = store.Alarm{Next: al.Next}
+	}
+	if err := t.setAlarm(begun, true); err != nil {
 		return err
 	}
 	r.at = al.Running

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/gate"
+	"github.com/hibernate-go/hibernate/internal/mutation"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -167,6 +168,9 @@ func (t *Turn) Wrote(held bool) {
 	} else {
 		t.act.relaxed = true
 	}
+	if mutation.Commit && !t.act.Store.InSavepoint() {
+		t.act.obj.commitStore(t.act.Store, held, true)
+	}
 }
 
 // resetError makes cause recognisable as ErrReset.
@@ -268,6 +272,7 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	if !st.Dirty() {
 		return false
 	}
+	hold = hold && !mutation.Gate
 	var seq gate.Seq
 	if hold {
 		seq = o.gate.Issue()

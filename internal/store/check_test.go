@@ -2,13 +2,10 @@ package store
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"maps"
 	"sync"
 	"testing"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // checkConsistency fails if the rows of a store contradict each other: an index
@@ -117,22 +114,3 @@ func (h *history) verify(t testing.TB, e Engine, id ID, acked int) modelState {
 	t.Fatalf("object %x holds no commit whole:\n%v\nacked %d of %d: %v", id[:2], got, acked, len(h.states)-1, h.states[acked])
 	return got
 }
-
-// crashFS is a file system whose power can be cut. It goes around methods of
-// vfs.MemFS that take their lock twice and hang if CrashClone comes in between.
-type crashFS struct{ *vfs.MemFS }
-
-func newCrashFS() crashFS { return crashFS{vfs.NewCrashableMem()} }
-
-func (fs crashFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := fs.Rename(from, to); err != nil {
-		return nil, err
-	}
-	return fs.OpenReadWrite(to, c)
-}
-
-// Link fails, so that a snapshot copies.
-func (crashFS) Link(string, string) error { return errors.ErrUnsupported }
-
-// cut returns what is left after a power failure, with some of what was not synced.
-func (fs crashFS) cut(cfg vfs.CrashCloneCfg) crashFS { return crashFS{fs.CrashClone(cfg)} }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hibernate-go/hibernate/internal/storetest"
 )
 
 var cuts = flag.Int("store.cuts", 200, "how often TestCrash cuts the power")
@@ -143,12 +145,12 @@ func TestCrash(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	fs := newCrashFS()
+	fs := storetest.NewFS()
 	histories := newHistories()
 	var answered, lost int64
 	for cut := range *cuts {
 		if cut%20 == 19 { // the histories would grow for ever
-			fs, histories = newCrashFS(), newHistories()
+			fs, histories = storetest.NewFS(), newHistories()
 		}
 		cfg := smallConfig(fs)
 		cfg.MaxPending = 1 + rng.IntN(40)
@@ -181,7 +183,7 @@ func TestCrash(t *testing.T) {
 		}
 		acked = w.acked()
 		after = w.answers.Load()
-		crashed := fs.cut(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 0, 50, 90, 100}[rng.IntN(5)], RNG: rng})
+		crashed := fs.Cut(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 0, 50, 90, 100}[rng.IntN(5)], RNG: rng})
 		answered += after
 		<-done
 		must(t, w.s.Close())

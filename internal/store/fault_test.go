@@ -9,79 +9,30 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/hibernate-go/hibernate/internal/storetest"
 )
 
 // patience is how long a test waits for what must not hang.
 const patience = 5 * time.Second
-
-var errDisk = errors.New("injected: no space left on device")
-
-// fault fails operations of the file system below the store.
-type fault struct {
-	match   func(errorfs.Op) bool
-	from    int64 // the first to fail, counted from 0
-	forever bool  // all after it fail too
-
-	seen  atomic.Int64
-	fired atomic.Pointer[errorfs.Op] // the first that failed
-	off   atomic.Bool
-}
-
-func (f *fault) String() string { return "fault" }
-
-func (f *fault) MaybeError(op errorfs.Op) error {
-	if f.off.Load() || !f.match(op) {
-		return nil
-	}
-	n := f.seen.Add(1) - 1
-	if n < f.from || n > f.from && !f.forever {
-		return nil
-	}
-	f.fired.CompareAndSwap(nil, &op)
-	return errDisk
-}
-
-func kind(kinds ...errorfs.OpKind) func(errorfs.Op) bool {
-	return func(op errorfs.Op) bool {
-		for _, k := range kinds {
-			if op.Kind == k {
-				return true
-			}
-		}
-		return false
-	}
-}
-
-var faultKinds = []struct {
-	name  string
-	match func(errorfs.Op) bool
-}{
-	{"create", kind(errorfs.OpCreate, errorfs.OpReuseForWrite)},
-	{"write", kind(errorfs.OpFileWrite, errorfs.OpFileWriteAt)},
-	{"sync", kind(errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo)},
-	{"close", kind(errorfs.OpFileClose)},
-	{"rename", kind(errorfs.OpRename)},
-	{"remove", kind(errorfs.OpRemove)},
-	{"open directory", kind(errorfs.OpOpenDir)},
-}
 
 // TestFaults fails each operation of the disk in turn, once and from then on,
 // with rotations of the WAL and flushes in between. No commit is answered with
 // nil and lost, every one is answered, nothing hangs, and the directory opens
 // again in this process.
 func TestFaults(t *testing.T) {
-	for _, k := range faultKinds {
+	for _, k := range storetest.Kinds() {
 		for _, forever := range []bool{false, true} {
-			name := k.name + " once"
+			name := k.Name + " once"
 			if forever {
-				name = k.name + " from then on"
+				name = k.Name + " from then on"
 			}
 			t.Run(name, func(t *testing.T) {
 				died, total := 0, 0
 				for n := int64(0); ; n++ {
-					f := &fault{match: k.match, from: n, forever: forever}
+					f := &storetest.Fault{Match: k.Match, From: n, Forever: forever}
 					dead := faultRun(t, f)
-					if f.fired.Load() == nil {
+					if f.Fired() == nil {
 						break
 					}
 					if total++; dead {
@@ -98,17 +49,17 @@ func TestFaults(t *testing.T) {
 }
 
 // faultRun runs a workload over a fault and reports whether the store died.
-func faultRun(t *testing.T, f *fault) (died bool) {
+func faultRun(t *testing.T, f *storetest.Fault) (died bool) {
 	t.Helper()
-	mem := newCrashFS()
-	cfg := smallConfig(&closeFS{errorfs.Wrap(mem, f), f})
+	mem := storetest.NewFS()
+	cfg := smallConfig(f.Wrap(mem))
 	cfg.MemTableSize = 32 << 10
 	cfg.MaxPending = 20
 	var deaths atomic.Int32
 	cfg.OnDead = func(error) { deaths.Add(1) }
 	fail := func(format string, args ...any) {
 		t.Helper()
-		if op := f.fired.Load(); op != nil {
+		if op := f.Fired(); op != nil {
 			t.Logf("failed operation: %+v", *op)
 		}
 		t.Fatalf(format, args...)
@@ -117,14 +68,14 @@ func faultRun(t *testing.T, f *fault) (died bool) {
 	within(t, func() {
 		var err error
 		if w.s, err = Open(cfg); err != nil {
-			if !errors.Is(err, errDisk) || !strings.Contains(err.Error(), `"/db"`) {
+			if !errors.Is(err, storetest.ErrDisk) || !strings.Contains(err.Error(), `"/db"`) {
 				fail("open: %v", err)
 			}
 			return
 		}
 		defer func() {
 			// What a disk does that is full for a while, but not of the WAL.
-			f.off.Store(true)
+			f.Off.Store(true)
 			err := w.s.Close()
 			if w.s.Err() == nil && err != nil {
 				fail("close: %v", err)
@@ -133,16 +84,16 @@ func faultRun(t *testing.T, f *fault) (died bool) {
 		ran := make(chan struct{})
 		go func() {
 			defer close(ran)
-			w.run(uint64(f.from), 25)
+			w.run(uint64(f.From), 25)
 		}()
-		if f.forever {
+		if f.Forever {
 			// Writes may wait for a table to be written: let them, then give in.
 			select {
 			case <-ran:
 			case <-w.s.Dead():
 			case <-time.After(20 * time.Millisecond):
 			}
-			f.off.Store(true)
+			f.Off.Store(true)
 		}
 		<-ran
 	})
@@ -169,9 +120,9 @@ func faultRun(t *testing.T, f *fault) (died bool) {
 
 	// What was answered is there after a power failure, and the directory can be
 	// opened again at once.
-	f.off.Store(true)
+	f.Off.Store(true)
 	acked := w.acked()
-	crashed := mem.cut(vfs.CrashCloneCfg{})
+	crashed := mem.Cut(vfs.CrashCloneCfg{})
 	verifyDir(t, crashed, "/db", w, acked)
 	within(t, func() {
 		for !verifyReopens(t, mem) { // once nothing of the dead store is under way
@@ -214,47 +165,14 @@ func within(t *testing.T, f func()) {
 	}
 }
 
-// closeFS fails the closing of files, which errorfs does not.
-type closeFS struct {
-	vfs.FS
-	f *fault
-}
-
-type closeFile struct {
-	vfs.File
-	name string
-	f    *fault
-}
-
-func (fs *closeFS) wrap(file vfs.File, name string, err error) (vfs.File, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &closeFile{file, name, fs.f}, nil
-}
-
-func (fs *closeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	file, err := fs.FS.Create(name, c)
-	return fs.wrap(file, name, err)
-}
-
-func (fs *closeFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	file, err := fs.FS.ReuseForWrite(from, to, c)
-	return fs.wrap(file, to, err)
-}
-
-func (f *closeFile) Close() error {
-	return errors.Join(f.f.MaybeError(errorfs.Op{Kind: errorfs.OpFileClose, Path: f.name}), f.File.Close())
-}
-
 // TestADiskFullOutsideTheLogOnlySlows fails every write of a table for a while:
 // commits wait, and go on when there is room.
 func TestADiskFullOutsideTheLogOnlySlows(t *testing.T) {
-	f := &fault{forever: true, match: func(op errorfs.Op) bool {
+	f := &storetest.Fault{Forever: true, Match: func(op errorfs.Op) bool {
 		return strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove
 	}}
-	mem := newCrashFS()
-	cfg := smallConfig(errorfs.Wrap(mem, f))
+	mem := storetest.NewFS()
+	cfg := smallConfig(f.Wrap(mem))
 	cfg.MemTableSize = 32 << 10
 	cfg.MaxPending = 20
 	w := &crashWorkload{s: mustOpen(t, cfg), histories: newHistories()}
@@ -264,7 +182,7 @@ func TestADiskFullOutsideTheLogOnlySlows(t *testing.T) {
 		w.run(1, 100)
 	}()
 	within(t, func() {
-		for f.seen.Load() < 5 { // a failed flush was tried again
+		for f.Seen() < 5 { // a failed flush was tried again
 			time.Sleep(time.Millisecond)
 		}
 		for last := int64(-1); w.answers.Load() != last; { // until commits wait
@@ -277,14 +195,14 @@ func TestADiskFullOutsideTheLogOnlySlows(t *testing.T) {
 		t.Error("nothing waited")
 	default:
 	}
-	if n := f.seen.Load(); n > 50 {
+	if n := f.Seen(); n > 50 {
 		t.Errorf("%d failed writes: it spins", n)
 	}
 	must(t, w.s.Err())
-	f.off.Store(true)
+	f.Off.Store(true)
 	within(t, func() { <-ran })
 	acked := w.acked()
-	verifyDir(t, mem.cut(vfs.CrashCloneCfg{}), "/db", w, acked)
+	verifyDir(t, mem.Cut(vfs.CrashCloneCfg{}), "/db", w, acked)
 	must(t, w.s.Close())
 	if w.answers.Load() != w.commits.Load() || w.failures.Load() != 0 {
 		t.Errorf("%d commits, %d answers, %d failures", w.commits.Load(), w.answers.Load(), w.failures.Load())

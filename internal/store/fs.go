@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hibernate-go/hibernate/internal/mutation"
 )
 
 // A grave takes a Pebble instance down at the first failure that Pebble itself
@@ -43,6 +45,9 @@ func newGrave() *grave { return &grave{dead: make(chan struct{})} }
 
 // bury declares the instance dead. Only the first call counts.
 func (g *grave) bury(err error) {
+	if mutation.Fatalf {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.err == nil {
@@ -59,7 +64,12 @@ func (g *grave) cause() error {
 }
 
 // park never returns. Its goroutines are the only leak of a dead store.
-func (g *grave) park() { select {} }
+func (g *grave) park() {
+	if mutation.Fatalf {
+		return
+	}
+	select {}
+}
 
 // begin announces a change on disk. It does not return once the instance is
 // dead.

@@ -16,6 +16,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hibernate-go/hibernate/internal/mutation"
 )
 
 // Sizes of Pebble, settable in [Config].
@@ -474,7 +476,7 @@ func (e *pebbleEngine) advance(c *Commit) (prev, next Header, ok bool) {
 	defer e.mu.Unlock()
 	o := e.open[c.ID]
 	prev = o.Header
-	if prev.Epoch > c.Epoch || prev.Seq != c.Seq {
+	if prev.Epoch > c.Epoch || prev.Seq != c.Seq && !mutation.Seq {
 		return prev, next, false
 	}
 	next = c.Head(prev)

@@ -18,7 +18,9 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/hibernate-go/hibernate/internal/storetest"
 )
 
 func mustOpen(t testing.TB, cfg Config) *Store {
@@ -93,7 +95,7 @@ func TestCommittedWritesSurviveReopening(t *testing.T) {
 
 func TestCloseCommitsWhatIsQueued(t *testing.T) {
 	noLeaks(t)
-	mem := newCrashFS()
+	mem := storetest.NewFS()
 	s := mustOpen(t, smallConfig(mem))
 	var answers int
 	for i := range 100 {
@@ -114,7 +116,7 @@ func TestCloseCommitsWhatIsQueued(t *testing.T) {
 	if s.Err() != nil {
 		t.Fatalf("a closed store is dead: %v", s.Err())
 	}
-	e := testPebble(t, mem.cut(vfs.CrashCloneCfg{}))
+	e := testPebble(t, mem.Cut(vfs.CrashCloneCfg{}))
 	for i := range 100 {
 		if ok, err := e.Has(ID{byte(i)}, "k"); !ok || err != nil {
 			t.Fatalf("object %d: %v, %v", i, ok, err)
@@ -417,7 +419,7 @@ func TestSnapshotOpens(t *testing.T) {
 
 // TestFailedSnapshotLeavesTheStoreAlive fails each operation on the copy.
 func TestFailedSnapshotLeavesTheStoreAlive(t *testing.T) {
-	f := &fault{match: func(op errorfs.Op) bool {
+	f := &storetest.Fault{Match: func(op errorfs.Op) bool {
 		return strings.HasPrefix(op.Path, "/copy") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemoveAll
 	}}
 	mem := vfs.NewMem()
@@ -427,11 +429,9 @@ func TestFailedSnapshotLeavesTheStoreAlive(t *testing.T) {
 	must(t, commitWait(t, o))
 	n := int64(0)
 	for ; ; n++ {
-		f.from = n
-		f.seen.Store(0)
-		f.fired.Store(nil)
+		f.Again(n)
 		err := s.Snapshot(t.Context(), "/copy")
-		if f.fired.Load() == nil {
+		if f.Fired() == nil {
 			must(t, err)
 			break
 		}
@@ -602,9 +602,9 @@ func readAll(e Engine) error {
 func TestAnUnreadableTableFailsReadsNotTheStore(t *testing.T) {
 	fs := withTables(t)
 	s := mustOpen(t, smallConfig(fs))
-	fs.read(func() error { return errDisk })
+	fs.read(func() error { return storetest.ErrDisk })
 	within(t, func() {
-		if err := readAll(s.eng); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errDisk) {
+		if err := readAll(s.eng); !errors.Is(err, ErrUnavailable) || !errors.Is(err, storetest.ErrDisk) {
 			t.Errorf("read: %v", err)
 		}
 		c, err := s.eng.Iterate(ID{1}, everything)
@@ -614,7 +614,7 @@ func TestAnUnreadableTableFailsReadsNotTheStore(t *testing.T) {
 			err = c.Err()
 			must(t, c.Close())
 		}
-		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, errDisk) {
+		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, storetest.ErrDisk) {
 			t.Errorf("list: %v", err)
 		}
 	})
@@ -669,12 +669,12 @@ func TestFatalfUnderAReaderEndsTheStoreNotTheReader(t *testing.T) {
 // one that hangs in a sync, and calls from all sides.
 func TestDeathAnswersEverything(t *testing.T) {
 	hang, died := make(chan struct{}), make(chan error, 1)
-	f := &fault{match: func(op errorfs.Op) bool {
+	f := &storetest.Fault{Match: func(op errorfs.Op) bool {
 		return strings.HasSuffix(op.Path, ".log") && op.Kind == errorfs.OpFileSyncData
 	}}
-	f.off.Store(true)
-	slow := &fault{match: func(op errorfs.Op) bool {
-		if f.match(op) && !f.off.Load() {
+	f.Off.Store(true)
+	slow := &storetest.Fault{Match: func(op errorfs.Op) bool {
+		if f.Match(op) && !f.Off.Load() {
 			<-hang
 		}
 		return false
@@ -683,7 +683,7 @@ func TestDeathAnswersEverything(t *testing.T) {
 	cfg.OnDead = func(err error) { died <- err }
 	cfg.MaxPending = 10
 	s := mustOpen(t, cfg)
-	f.off.Store(false)
+	f.Off.Store(false)
 	var mu sync.Mutex
 	var answers []int
 	objects := make([]*Object, 3)
@@ -696,7 +696,7 @@ func TestDeathAnswersEverything(t *testing.T) {
 		o.Commit(func(err error) {
 			mu.Lock()
 			defer mu.Unlock()
-			if !errors.Is(err, ErrUnavailable) || !errors.Is(err, errDisk) {
+			if !errors.Is(err, ErrUnavailable) || !errors.Is(err, storetest.ErrDisk) {
 				t.Errorf("answer %v", err)
 			}
 			answers = append(answers, n)
@@ -713,7 +713,7 @@ func TestDeathAnswersEverything(t *testing.T) {
 	go func() { throttled <- s.Throttle(t.Context()) }()
 	close(hang)
 	within(t, func() {
-		if err := <-died; !errors.Is(err, ErrUnavailable) || !errors.Is(err, errDisk) {
+		if err := <-died; !errors.Is(err, ErrUnavailable) || !errors.Is(err, storetest.ErrDisk) {
 			t.Errorf("OnDead: %v", err)
 		}
 		if err := <-throttled; !errors.Is(err, ErrUnavailable) {
@@ -750,7 +750,7 @@ func TestDeathAnswersEverything(t *testing.T) {
 func TestCloseGivesUpOnADiskThatHangs(t *testing.T) {
 	hang := make(chan struct{})
 	var on atomic.Bool
-	slow := &fault{match: func(op errorfs.Op) bool {
+	slow := &storetest.Fault{Match: func(op errorfs.Op) bool {
 		if on.Load() && strings.HasSuffix(op.Path, ".log") && op.Kind == errorfs.OpFileSyncData {
 			<-hang
 		}

@@ -1,0 +1,5 @@
+//go:build mutate_alarm
+
+package mutation
+
+const current = "alarm"

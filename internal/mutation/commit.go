@@ -1,0 +1,5 @@
+//go:build mutate_commit
+
+package mutation
+
+const current = "commit"

@@ -1,0 +1,5 @@
+//go:build mutate_fatalf
+
+package mutation
+
+const current = "fatalf"

@@ -1,0 +1,5 @@
+//go:build mutate_gate
+
+package mutation
+
+const current = "gate"

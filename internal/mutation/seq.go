@@ -1,0 +1,5 @@
+//go:build mutate_seq
+
+package mutation
+
+const current = "seq"
