@@ -16,27 +16,31 @@ import (
 )
 
 // A ledger is an object of the storage benchmarks.
-type ledger struct {
-	state *hibernate.State
-	value []byte
-}
+type ledger struct{ state *hibernate.State }
 
-var (
-	// bump reads a key of 128 bytes, changes it and writes it.
-	bump = hibernate.NewMethod("bump", func(l *ledger, ctx context.Context, loose bool) (bool, error) {
+// bump is a turn that reads a key of 128 bytes, changes it and writes it. It
+// returns when the turn's output may leave.
+func (l *ledger) bump(o ...hibernate.PutOption) error {
+	return l.state.Do(context.Background(), func(ctx context.Context) error {
 		v, ok, err := l.state.Storage().GetBytes(ctx, "state")
 		if err != nil {
-			return false, err
+			return err
 		}
 		if !ok {
 			v = make([]byte, 128)
 		}
 		v[0]++
-		if loose {
-			return true, l.state.Storage().PutBytes(ctx, "state", v, hibernate.AllowUnconfirmed())
-		}
-		return true, l.state.Storage().PutBytes(ctx, "state", v)
+		return l.state.Storage().PutBytes(ctx, "state", v, o...)
 	})
+}
+
+var (
+	// wake makes an instance and hands it out.
+	wake = hibernate.NewMethod("wake", func(l *ledger, ctx context.Context, id int) (bool, error) {
+		ledgers.Store(id, l)
+		return true, nil
+	})
+	ledgers sync.Map
 	// repeat runs a read b.N times in one turn.
 	repeat = hibernate.NewMethod("repeat", func(l *ledger, ctx context.Context, n int) (bool, error) {
 		for range n {
@@ -81,6 +85,16 @@ func newLedgers(b *testing.B, dir string) (*hibernate.Runtime, *hibernate.Namesp
 		b.Fatal(err)
 	}
 	return rt, ns
+}
+
+// newLedger wakes the object of s and returns its instance.
+func newLedger(b *testing.B, s hibernate.Stub) *ledger {
+	b.Helper()
+	if _, err := wake.Call(context.Background(), s, 0); err != nil {
+		b.Fatal(err)
+	}
+	l, _ := ledgers.LoadAndDelete(0)
+	return l.(*ledger)
 }
 
 // rawPebble is Pebble alone, with the options that the store uses.
@@ -141,12 +155,14 @@ func BenchmarkDurableTurns(b *testing.B) {
 			db := rawPebble(b, b.TempDir())
 			defer db.Close()
 			stubs := make([]hibernate.Stub, objects)
+			objs := make([]*ledger, objects)
 			keys := make([][2][]byte, objects)
 			for i := range stubs {
 				stubs[i] = ns.GetByName(fmt.Sprint(i))
 				id := stubs[i].ID().String()
 				keys[i] = [2][]byte{[]byte(id[:33] + "state"), []byte(id[:33])}
-				if _, err := bump.Call(context.Background(), stubs[i], false); err != nil {
+				objs[i] = newLedger(b, stubs[i])
+				if err := objs[i].bump(); err != nil {
 					b.Fatal(err)
 				}
 				db.Set(keys[i][0], make([]byte, 128), pebble.NoSync)
@@ -155,10 +171,7 @@ func BenchmarkDurableTurns(b *testing.B) {
 			rounds := 0
 			for b.Loop() {
 				rounds++
-				n, err := together(objects, func(i int) error {
-					_, err := bump.Call(context.Background(), stubs[i], false)
-					return err
-				})
+				n, err := together(objects, func(i int) error { return objs[i].bump() })
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -198,21 +211,21 @@ func BenchmarkDurableTurns(b *testing.B) {
 func BenchmarkOneObject(b *testing.B) {
 	rt, ns := newLedgers(b, b.TempDir())
 	defer rt.Close()
-	stub := ns.GetByName("one")
+	one := newLedger(b, ns.GetByName("one"))
 	var durable, loose float64
 	var commits, syncs uint64
 	rounds := 0
 	for b.Loop() {
 		rounds++
 		before := rt.Stats()
-		n, err := together(64, func(int) error { _, err := bump.Call(context.Background(), stub, false); return err })
+		n, err := together(64, func(int) error { return one.bump() })
 		if err != nil {
 			b.Fatal(err)
 		}
 		durable += n
 		after := rt.Stats()
 		commits, syncs = commits+after.Commits-before.Commits, syncs+after.Syncs-before.Syncs
-		if n, err = together(64, func(int) error { _, err := bump.Call(context.Background(), stub, true); return err }); err != nil {
+		if n, err = together(64, func(int) error { return one.bump(hibernate.AllowUnconfirmed()) }); err != nil {
 			b.Fatal(err)
 		}
 		loose += n

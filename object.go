@@ -321,7 +321,11 @@ func (n *Namespace) IDFromString(s string) (ID, error) {
 
 // Get is a stub of the object with the given ID, which must be of this class.
 // It neither looks for the object nor makes it.
-func (n *Namespace) Get(id ID) Stub { return Stub{class: n.class, id: id} }
+func (n *Namespace) Get(id ID) Stub {
+	check := id.key
+	n.class.seal(&check)
+	return Stub{class: n.class, id: id, foreign: check != id.key}
+}
 
 // GetByName is a stub of the object with the given name. A name has at most
 // 1,024 bytes of UTF-8; the stub's calls refuse others.
@@ -332,9 +336,10 @@ func (n *Namespace) GetByName(name string) Stub {
 // A Stub stands for an object, which need not be in memory or exist yet. Stubs
 // are cheap, comparable, and safe for concurrent use.
 type Stub struct {
-	class *class
-	id    ID
-	name  string
+	class   *class
+	id      ID
+	name    string
+	foreign bool // id is of another class
 }
 
 // ID is the object's ID.
@@ -354,9 +359,7 @@ func (s Stub) check() error {
 	if !utf8.ValidString(s.name) {
 		return fmt.Errorf("%w: object name is not UTF-8", ErrInvalid)
 	}
-	check := s.id.key
-	s.class.seal(&check)
-	if check != s.id.key {
+	if s.foreign {
 		return fmt.Errorf("%w: id %s is not of class %q", ErrInvalid, s.id, s.class.name)
 	}
 	return nil

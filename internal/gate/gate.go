@@ -71,6 +71,32 @@ func (g *Gate[T]) Append(outs ...T) {
 	}
 }
 
+// TakeThrough is Append for output that may leave now. It reports whether it may;
+// then the caller must call PassThrough with outs, and nobody overtakes them.
+func (g *Gate[T]) TakeThrough(outs []T) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.held) == 0 && !g.draining && g.durable == g.issued && g.err == nil {
+		g.draining = true
+		return true
+	}
+	for _, out := range outs {
+		g.held = append(g.held, held[T]{g.issued, out})
+	}
+	return false
+}
+
+// PassThrough releases outs after TakeThrough has allowed it.
+func (g *Gate[T]) PassThrough(outs []T) {
+	for _, out := range outs {
+		g.release(out, nil)
+	}
+	g.released()
+	g.mu.Lock()
+	g.draining = false
+	g.drainLocked()
+}
+
 // Drain lets go what may leave, on the caller's goroutine.
 func (g *Gate[T]) Drain() {
 	g.mu.Lock()

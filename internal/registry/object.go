@@ -51,12 +51,13 @@ func NewPair(request, response string) Pair {
 	return Pair{request, response, wire.AppendFrame(nil, wire.Text, []byte(response))}
 }
 
-// An output is something that leaves through the gate: a frame for a socket, or
-// the call of a function that waits.
+// An output is something that leaves through the gate: a frame for a socket, the
+// outcome of work, or the call of a function that waits.
 type output struct {
 	sock  *socket.Socket
 	frame socket.Frame
-	own   bool // the runtime's, not the turn's: it leaves though the turn is undone
+	own   bool  // the runtime's, not the turn's: it leaves though the turn is undone
+	work  *Work // its outcome is told
 	done  func(error)
 }
 
@@ -582,9 +583,13 @@ func (o *Object) HoldBehindTurn(s *socket.Socket, f socket.Frame) {
 
 // release lets one output go. The gate calls it, one at a time.
 func (o *Object) release(out output, err error) {
-	if out.done != nil {
+	if out.sock == nil {
 		o.released() // whoever is told may cut the sockets
-		out.done(err)
+		if out.work != nil {
+			o.finish(out.work, err)
+		} else {
+			out.done(err)
+		}
 		return
 	}
 	if err == nil && out.sock.Queue(out.frame) {

@@ -335,40 +335,41 @@ func (r *Registry) Drain(ctx context.Context) error {
 // A census counts goroutines. Unlike a sync.WaitGroup it may grow while somebody
 // waits for it.
 type census struct {
+	n atomic.Int64
+
 	mu   sync.Mutex // guards the following
-	n    int
-	none chan struct{} // closed at zero; nil if nobody waits
+	none chan struct{}
+	wait atomic.Bool // none is there
 }
 
-func (c *census) add() {
-	c.mu.Lock()
-	c.n++
-	c.mu.Unlock()
-}
+func (c *census) add() { c.n.Add(1) }
 
 func (c *census) done() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.n--
-	if c.n == 0 && c.none != nil {
-		close(c.none)
-		c.none = nil
+	if c.n.Add(-1) == 0 && c.wait.Load() {
+		c.tell()
 	}
 }
 
-// zero is closed the next time that the count is zero.
-func (c *census) zero() <-chan struct{} {
+func (c *census) tell() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	none := c.none
-	if none == nil {
-		none = make(chan struct{})
-		if c.n == 0 {
-			close(none)
-		} else {
-			c.none = none
-		}
+	if c.none != nil && c.n.Load() == 0 {
+		close(c.none)
+		c.none = nil
+		c.wait.Store(false)
 	}
+}
+
+// zero is closed the next time that the count is seen to be zero.
+func (c *census) zero() <-chan struct{} {
+	c.mu.Lock()
+	if c.none == nil {
+		c.none = make(chan struct{})
+		c.wait.Store(true)
+	}
+	none := c.none
+	c.mu.Unlock()
+	c.tell()
 	return none
 }
 

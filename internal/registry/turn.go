@@ -250,20 +250,40 @@ func (a *Activation) commit(last *Work) error {
 		return resetError(a.ended)
 	}
 	outs := a.outs
-	a.outs, a.outSize, a.undo = nil, 0, nil
+	clear(a.undo)
+	a.outs, a.outSize, a.undo = nil, 0, a.undo[:0]
 	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
 	if last != nil && last.Done != nil {
-		outs = append(outs, output{done: func(err error) { o.finish(last, err) }})
+		outs = append(outs, output{work: last})
 	}
-	o.gate.Append(outs...)
+	through := len(outs) > 0 && o.gate.TakeThrough(outs)
 	a.mu.Unlock()
-	o.gate.Drain()
+	if through {
+		o.gate.PassThrough(outs)
+	} else {
+		o.gate.Drain()
+	}
+	a.recycle(outs)
 	if wrote {
 		// A disk that does not keep up slows down those who write.
 		return o.reg.cfg.Store.Throttle(context.Background())
 	}
 	return nil
+}
+
+// recycle keeps the memory of outs, which have been released or copied, for the
+// next stretch.
+func (a *Activation) recycle(outs []output) {
+	if cap(outs) == 0 || cap(outs) > 64 {
+		return
+	}
+	clear(outs)
+	a.mu.Lock()
+	if a.outs == nil {
+		a.outs = outs[:0]
+	}
+	a.mu.Unlock()
 }
 
 // commitStore hands the writes of st over and reports whether there were any.
@@ -450,7 +470,7 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	if w.called {
 		o.reg.calls.begun(w, t)
 	}
-	var limit alarm.Deadline
+	var limit *alarm.Deadline // most turns have none
 	var d time.Duration
 	switch {
 	case w.sock != nil:
@@ -459,11 +479,7 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 		d = alarmLimit
 	}
 	if d > 0 {
-		limit.F = func() {
-			o.log().Error("event took too long, object is reset", "cause", w.Cause.String(), "limit", d)
-			o.fall(a, fmt.Errorf("%s event took longer than %v", w.Cause, d), true)
-		}
-		o.reg.timers.Set(&limit, d)
+		limit = o.limitTurn(a, w, d)
 	}
 	err := o.call(t, func() error {
 		if w.sock != nil {
@@ -471,10 +487,20 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 		}
 		return w.Run(t, a.Instance)
 	})
-	if limit.F != nil {
-		o.reg.timers.Clear(&limit)
+	if limit != nil {
+		o.reg.timers.Clear(limit)
 	}
 	o.conclude(t, err)
+}
+
+// limitTurn resets the object if w takes longer than d.
+func (o *Object) limitTurn(a *Activation, w *Work, d time.Duration) *alarm.Deadline {
+	limit := &alarm.Deadline{F: func() {
+		o.log().Error("event took too long, object is reset", "cause", w.Cause.String(), "limit", d)
+		o.fall(a, fmt.Errorf("%s event took longer than %v", w.Cause, d), true)
+	}}
+	o.reg.timers.Set(limit, d)
+	return limit
 }
 
 // conclude ends t after its handler has returned err.

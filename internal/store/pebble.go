@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -422,8 +423,13 @@ func (e *pebbleEngine) Commit(commits []Commit) []error {
 			}
 		}
 	}()
+	var rows rowSet
 	for i := range commits {
-		opened[i], answers[i] = e.write(b, &commits[i])
+		opened[i], answers[i] = e.check(&rows, &commits[i])
+	}
+	if err := rows.appendTo(b); err != nil {
+		e.g.bury(fmt.Errorf("build a batch: %w", err))
+		return failAll(answers, e.Err())
 	}
 	if !b.Empty() {
 		if err := e.db.Apply(b, pebble.Sync); err != nil {
@@ -446,9 +452,9 @@ func failAll(answers []error, err error) []error {
 	return answers
 }
 
-// write checks a commit and adds it to b whole, or not at all. It tells whether
+// check checks a commit and adds it to rows whole, or not at all. It tells whether
 // it opened the object.
-func (e *pebbleEngine) write(b *pebble.Batch, c *Commit) (opened bool, err error) {
+func (e *pebbleEngine) check(rows *rowSet, c *Commit) (opened bool, err error) {
 	if err := c.check(pebbleLimits); err != nil {
 		return false, err
 	}
@@ -462,11 +468,57 @@ func (e *pebbleEngine) write(b *pebble.Batch, c *Commit) (opened bool, err error
 	if !ok {
 		return true, ErrFenced
 	}
-	if err := appendCommit(b, c, prev, next); err != nil {
-		e.g.bury(fmt.Errorf("build a batch: %w", err)) // half of it may be in b
-		return true, e.Err()
-	}
+	rows.add(c, prev, next)
 	return true, nil
+}
+
+// A rowSet is what a group of commits writes. Commits of one object become one:
+// the group is whole or absent, so nobody can see what lies between them.
+type rowSet struct {
+	objects []objectRows
+	index   map[ID]int
+}
+
+type objectRows struct {
+	Commit
+	prev, next Header
+	merged     bool // Writes is a map of our own
+}
+
+func (r *rowSet) add(c *Commit, prev, next Header) {
+	i, ok := r.index[c.ID]
+	if !ok {
+		if r.index == nil {
+			r.index = map[ID]int{}
+		}
+		r.index[c.ID] = len(r.objects)
+		r.objects = append(r.objects, objectRows{Commit: *c, prev: prev, next: next})
+		return
+	}
+	o := &r.objects[i]
+	o.next = next
+	switch {
+	case c.Clear:
+		o.Clear, o.Writes, o.merged = true, c.Writes, false
+	case len(c.Writes) > 0:
+		if !o.merged {
+			o.Writes, o.merged = maps.Clone(o.Writes), true
+			if o.Writes == nil {
+				o.Writes = map[string][]byte{}
+			}
+		}
+		maps.Copy(o.Writes, c.Writes)
+	}
+}
+
+func (r *rowSet) appendTo(b *pebble.Batch) error {
+	for i := range r.objects {
+		o := &r.objects[i]
+		if err := appendCommit(b, &o.Commit, o.prev, o.next); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // advance checks what c expects against the open header and moves that on, as
