@@ -16,16 +16,25 @@ func TestScenariosEndAsInWorkerd(t *testing.T) {
 	for _, sc := range loadScenarios(t) {
 		t.Run(sc.Name, func(t *testing.T) {
 			t.Parallel()
-			outcomes := play(t, sc)
-			for i, s := range sc.Steps {
-				want := s.Expect
-				if instead, ok := lawful[sc.Name][i+1]; ok {
-					want = instead
-				}
-				for _, difference := range compare("", want, outcomes[i]) {
-					t.Errorf("step %d (%s)%s", i+1, s.Do, difference)
-				}
-			}
+			outcomes, err := playFaked(t, sc)
+			check(t, sc, outcomes, err)
 		})
+	}
+}
+
+// check compares the outcomes of a played scenario with what is expected.
+func check(t *testing.T, sc *scenario, outcomes []any, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range sc.Steps {
+		want := s.Expect
+		if instead, ok := lawful[sc.Name][i+1]; ok {
+			want = instead
+		}
+		for _, difference := range compare("", want, outcomes[i]) {
+			t.Errorf("step %d (%s)%s", i+1, s.Do, difference)
+		}
 	}
 }

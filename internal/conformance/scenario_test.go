@@ -80,21 +80,17 @@ func loadScenarios(t *testing.T) []*scenario {
 	return list
 }
 
-// hibernationWait is how long the player lets an object idle for it to
-// hibernate; idleTime is what it takes.
-const (
-	idleTime        = 10 * time.Second
-	hibernationWait = 12 * time.Second
-)
+// A wait is how long a scenario lets an object idle for it to hibernate.
+type wait time.Duration
 
-// duration reads milliseconds, or a multiple of the hibernation wait ("1.3w").
-func duration(v any, otherwise time.Duration) time.Duration {
+// duration reads milliseconds, or a multiple of the wait ("1.3w").
+func (w wait) duration(v any, otherwise time.Duration) time.Duration {
 	switch v := v.(type) {
 	case float64:
 		return time.Duration(v * float64(time.Millisecond))
 	case string:
 		if f, err := strconv.ParseFloat(strings.TrimSuffix(v, "w"), 64); err == nil {
-			return time.Duration(f * float64(hibernationWait))
+			return time.Duration(f * float64(w))
 		}
 	}
 	return otherwise
@@ -122,12 +118,12 @@ func rewrite(v any, f func(object) any) any {
 	return v
 }
 
-// inMilliseconds replaces multiples of the hibernation wait in operations.
-func inMilliseconds(ops any) any {
+// inMilliseconds replaces multiples of the wait in operations.
+func (w wait) inMilliseconds(ops any) any {
 	return rewrite(asJSON(ops), func(m object) any {
 		for _, key := range []string{"ms", "in"} {
 			if _, ok := m[key].(string); ok {
-				m[key] = float64(duration(m[key], 0).Milliseconds())
+				m[key] = float64(w.duration(m[key], 0).Milliseconds())
 			}
 		}
 		return m

@@ -1,5 +1,5 @@
 // Probe serves the conformance protocol on a loopback port, for a driver that
-// compares the library with transcripts of workerd.
+// compares the library with transcripts of workerd. It prints the address it serves.
 //
 //	probe -port 8787 -data DIR -idle 10s
 package main
@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	port := flag.Int("port", 8787, "loopback port to serve")
+	port := flag.Int("port", 8787, "loopback port to serve; 0 is any")
 	data := flag.String("data", "", "directory of the storage; empty keeps it in memory")
 	idle := flag.Duration("idle", 10*time.Second, "how long an idle object stays in memory")
 	verbose := flag.Bool("v", false, "log what handlers return and more")
@@ -43,5 +43,6 @@ func serve(port int, data string, idle time.Duration, verbose bool) error {
 	if err != nil {
 		return err
 	}
+	fmt.Println(ln.Addr())
 	return (&http.Server{Handler: s}).Serve(ln)
 }
