@@ -420,3 +420,26 @@ func TestAlarmIsUndoneWithItsTurn(t *testing.T) {
 		t.Errorf("log:\n%s", log)
 	}
 }
+
+// TestNameSurvivesAnEmptyObject that only an alarm, which knows no names, has woken.
+func TestNameSurvivesAnEmptyObject(t *testing.T) {
+	dir := t.TempDir()
+	for life := range 3 {
+		r := newRigAt(t, dir, nil, epoch.Add(time.Duration(life)*time.Hour))
+		r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+			st := a.state.Storage()
+			if err := errors.Join(st.DeleteAll(ctx), st.Sync(ctx), st.SetAlarm(ctx, r.clock.Now().Add(time.Minute)), st.Sync(ctx)); err != nil {
+				t.Error(err)
+			}
+			a.tell("alarm of %q", a.state.Name())
+			return nil
+		}}, nil)
+		if life == 0 {
+			r.setAlarm("a", 30*time.Minute)
+		} else {
+			r.rings(time.Second, `alarm of "a"`)
+			r.until("the alarm to end", r.rt.Quiet)
+		}
+		r.shut()
+	}
+}

@@ -182,12 +182,16 @@ func (o *Object) post(w *Work, name string) error {
 		o.mu.Unlock()
 		return &LimitError{Limit: limitWaiting, Max: int64(limit), Got: int64(limit) + 1}
 	}
-	if o.name == "" {
-		o.name = name
+	var learns *Activation
+	if o.name == "" && name != "" {
+		o.name, learns = name, o.act
 	}
 	o.mail.push(w)
 	run := o.claimLocked()
 	o.mu.Unlock()
+	if learns != nil {
+		learns.Store.SetName(name)
+	}
 	run.start(o)
 	return nil
 }

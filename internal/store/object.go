@@ -75,9 +75,9 @@ type Object struct {
 	s     *Store
 	e     *entry
 	class string
-	name  string
 
 	// Guarded by e.mu.
+	name   string // "" until known; the next commit writes it where the header has none
 	bound  bool   // seq is set
 	closed bool   // Close was called
 	seq    uint64 // that the next commit expects
@@ -98,6 +98,22 @@ func (s *Store) Object(id ID, class, name string) *Object {
 	}
 	e.handles++
 	return &Object{s: s, e: e, class: class, name: name}
+}
+
+// SetName makes the object's name known to a handle that was opened without. A
+// handle learns by itself the name that the header has, and so writes it again
+// when the header was removed meanwhile.
+func (o *Object) SetName(name string) {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	o.setName(name)
+}
+
+// setName is SetName while e.mu is held.
+func (o *Object) setName(name string) {
+	if o.name == "" {
+		o.name = name
+	}
 }
 
 // Close ends the handle and drops its uncommitted writes. Commits under way go on.
@@ -198,6 +214,7 @@ func (o *Object) lock() error {
 			return ErrHandle
 		case e.loaded:
 			o.bound, o.seq = true, e.head.Seq
+			o.setName(e.head.Name)
 		case e.loading != nil:
 			loading := e.loading
 			e.mu.Unlock()
