@@ -11,6 +11,7 @@ func Dead() []goleak.Option {
 		// Parked, or waiting inside Pebble for one that is.
 		goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*grave).park"),
 		goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).Commit"),
+		goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).Sync"),
 		goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).openDB"),
 		goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).closeDB"),
 		// Pebble's own.
