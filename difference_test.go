@@ -1,0 +1,93 @@
+package hibernate_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hibernate-go/hibernate"
+)
+
+// TestAutoResponsesAreForgottenAsleepWithoutSockets: the object's record goes with
+// its last socket and instance, and they with it.
+func TestAutoResponsesAreForgottenAsleepWithoutSockets(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(echoing(), nil)
+	r.pairs("a", pair("p", "q"))
+	r.hibernate()
+	r.until("the record to go", func() bool {
+		n, _ := r.rt.Resident(r.ns.IDFromName("a"))
+		return n == 0
+	})
+	c := r.dial("/o/a")
+	c.send("p")
+	c.expect("text:1:p")
+}
+
+// TestNameIsKnownInAlarms, also in those that wake an object after a restart.
+func TestNameIsKnownInAlarms(t *testing.T) {
+	dir := t.TempDir()
+	s := &script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		a.tell("%q", a.state.Name())
+		return nil
+	}}
+	r := newRig(t, dir, nil)
+	r.act(s, nil)
+	r.setAlarm("lobby", time.Hour)
+	r.hibernate()
+	r.rings(2*time.Hour, `"lobby"`)
+	r.setAlarm("lobby", 10*time.Hour)
+	r.shut()
+	r = newRigAt(t, dir, nil, epoch.Add(11*time.Hour))
+	r.act(s, nil)
+	r.rings(time.Minute, `"lobby"`)
+}
+
+// TestGoroutinesAndTimersKeepNothingInMemory; those of an instance that is gone
+// cannot act for it.
+func TestGoroutinesAndTimersKeepNothingInMemory(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(&script{}, nil)
+	r.dial("/o/a")
+	asleep, acted := make(chan struct{}), make(chan error, 2)
+	r.must("a", func(_ context.Context, a *actor) error {
+		act := func() { acted <- a.state.Do(context.Background(), nothing) }
+		go func() { <-asleep; act() }()
+		r.clock.AfterFunc(time.Hour, act)
+		return nil
+	})
+	r.hibernate()
+	close(asleep)
+	r.clock.Advance(time.Hour)
+	for range 2 {
+		if err := <-acted; !errors.Is(err, hibernate.ErrReset) {
+			t.Errorf("acted for an instance that is gone: %v", err)
+		}
+	}
+	r.instances(1)
+}
+
+// TestAlarmOver15MinutesIsReset and tried again.
+func TestAlarmOver15MinutesIsReset(t *testing.T) {
+	r := newRig(t, "", nil)
+	d := newDoor()
+	s := ringing()
+	tell := s.alarm
+	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		if tell(ctx, a, i); i.IsRetry {
+			return nil
+		}
+		err := hibernate.Await(ctx, d.wait)
+		a.tell("reset %v", errors.Is(err, hibernate.ErrReset))
+		return nil
+	}
+	r.act(s, nil)
+	r.setAlarm("a", time.Second)
+	r.rings(time.Minute, "alarm 1s false 0")
+	<-d.at
+	r.clock.Advance(16 * time.Minute)
+	d.pass()
+	r.hear("reset true")
+	r.rings(time.Minute, "alarm 1s true 1")
+}
