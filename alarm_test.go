@@ -2,13 +2,22 @@ package hibernate_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/hibernate-go/hibernate"
+	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/store"
+	"github.com/hibernate-go/hibernate/internal/storetest"
 )
 
 // ringing tells of alarms, with the time since epoch that each was set for.
@@ -441,5 +450,195 @@ func TestNameSurvivesAnEmptyObject(t *testing.T) {
 			r.until("the alarm to end", r.rt.Quiet)
 		}
 		r.shut()
+	}
+}
+
+// TestAlarmLoopIsSlowedDown to 100 ms once a handler has set its alarm for sooner
+// than that 100 times in a row; the next that is set later ends it.
+func TestAlarmLoopIsSlowedDown(t *testing.T) {
+	r := newRig(t, "", nil)
+	var runs, delay atomic.Int64
+	r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+		runs.Add(1)
+		return a.state.Storage().SetAlarm(ctx, r.clock.Now().Add(time.Duration(delay.Load())))
+	}}, nil)
+	after := func(d time.Duration, want int64) {
+		t.Helper()
+		r.until("quiet", r.rt.Quiet)
+		r.clock.Advance(d)
+		r.until("quiet", r.rt.Quiet)
+		if n := runs.Load(); n != want {
+			t.Fatalf("%d runs, want %d", n, want)
+		}
+	}
+	r.setAlarm("a", 0)
+	after(0, 100)
+	for n := range int64(5) {
+		after(99*time.Millisecond, 100+n)
+		after(time.Millisecond, 101+n)
+	}
+	if n := strings.Count(r.log.String(), "slowed down"); n != 1 {
+		t.Errorf("%d warnings", n)
+	}
+
+	delay.Store(int64(100 * time.Millisecond))
+	after(100*time.Millisecond, 106)
+	for n := range int64(150) { // this slow, it may go on for ever
+		after(100*time.Millisecond, 107+n)
+	}
+	delay.Store(0)
+	after(100*time.Millisecond, 256+100)
+	if n := strings.Count(r.log.String(), "slowed down"); n != 2 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// TestAlarmRetriesGoOnAfterACrash with their number, also after one that comes
+// while a retry runs: that one runs again.
+func TestAlarmRetriesGoOnAfterACrash(t *testing.T) {
+	fs := storetest.NewFS()
+	now, waits := epoch, true // waits: the next run is not due yet
+	// live runs n retries from the first on, and cuts the power: in the last one if
+	// inside, else when its outcome is on disk.
+	live := func(first, n int, inside bool) {
+		t.Helper()
+		r := newDiskRig(t, &disk{FS: fs}, &hibernate.Options{Logger: slog.New(slog.DiscardHandler)})
+		r.clock.Advance(now.Sub(epoch))
+		hold := make(chan struct{})
+		r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
+			a.tell("alarm %v %d", i.Scheduled.Sub(epoch), i.RetryCount)
+			if inside && i.RetryCount == first+n-1 {
+				hibernate.Await(ctx, func(ctx context.Context) error {
+					a.tell("waits")
+					<-hold
+					return nil
+				})
+			}
+			return errors.New("disliked")
+		}}, nil)
+		if first == 0 {
+			r.setAlarm("a", time.Second)
+		}
+		if waits {
+			r.turn("a")
+			r.until("quiet", r.rt.Quiet)
+			r.silent()
+		}
+		waits = !inside
+		for i := range n {
+			r.rings(5*time.Minute, fmt.Sprint("alarm 1s ", first+i))
+		}
+		if inside {
+			r.hear("waits")
+		} else {
+			r.until("quiet", r.rt.Quiet)
+		}
+		r.silent()
+		fs, now = fs.Cut(vfs.CrashCloneCfg{}), r.clock.Now()
+		close(hold)
+		r.shut()
+	}
+	live(0, 3, false) // the first run and two retries
+	live(3, 1, true)
+	live(3, 2, false)
+	live(5, 2, true)
+	live(6, 1, false)
+	r := newDiskRig(t, &disk{FS: fs}, &hibernate.Options{Logger: slog.New(slog.DiscardHandler)})
+	r.clock.Advance(now.Sub(epoch))
+	r.act(ringing(), nil)
+	if got := r.alarmAt("a"); got != "none" {
+		t.Errorf("alarm at %s", got)
+	}
+	r.clock.Advance(time.Hour)
+	r.turn("a")
+	r.silent()
+}
+
+// pendingAlarms opens a runtime over n alarms, half of them overdue in front and of
+// a class that nobody registers, the others far ahead, and sets one between. It
+// returns how long it took to run that, and what the heap has grown by since.
+func pendingAlarms(t testing.TB, n int) (took time.Duration, grown int64) {
+	fs := vfs.NewMem()
+	cfg := store.Config{Dir: "data", FS: fs, CacheSize: 1 << 20, MemTableSize: 1 << 20}
+	st, err := store.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		var id store.ID
+		binary.BigEndian.PutUint64(id[:], uint64(i))
+		class, due := "Gone", epoch.Add(-time.Hour)
+		if i%2 == 0 {
+			class, due = "Test", epoch.Add(time.Hour)
+		}
+		o := st.Object(id, class, "")
+		if err := o.SetAlarm(store.Alarm{Next: due.UnixMilli() + int64(i%1000)}); err != nil {
+			t.Fatal(err)
+		}
+		o.Commit(nil)
+		o.Close()
+		if err := st.Throttle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	clock := alarm.NewFake(epoch)
+	rt, err := hibernate.OpenStore(cfg, &hibernate.Options{Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Close()
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what finalizers let go
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, began := heap(), time.Now()
+	s := &script{events: make(chan string, 10), lines: map[int]func(context.Context, *actor) error{}}
+	s.alarm = ringing().alarm
+	ns, err := hibernate.Register(rt, "Test", func(_ context.Context, st *hibernate.State) (*actor, error) {
+		return &actor{script: s, state: st}, nil
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.lines[0] = func(ctx context.Context, a *actor) error { return a.state.Storage().SetAlarm(ctx, epoch) }
+	if _, err := line.Call(t.Context(), ns.GetByName("a"), 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.events:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the alarm in between does not run")
+	}
+	took = time.Since(began)
+	for !rt.Quiet() {
+		time.Sleep(time.Millisecond) // the scan ends
+	}
+	grown = heap() - before
+	runtime.KeepAlive(rt)
+	return took, grown
+}
+
+// TestPendingAlarmsCostNoMemory where each kept in memory would cost 56 bytes.
+func TestPendingAlarmsCostNoMemory(t *testing.T) {
+	if _, grown := pendingAlarms(t, 100_000); grown > 2<<20 {
+		t.Errorf("the heap grew by %d bytes", grown)
+	}
+}
+
+// BenchmarkPendingAlarms runs one alarm among a million others, half a million of
+// them in front; ns/op is mostly the making of them.
+func BenchmarkPendingAlarms(b *testing.B) {
+	const n = 1_000_000
+	for b.Loop() {
+		took, grown := pendingAlarms(b, n)
+		b.ReportMetric(float64(grown)/n, "heap-B/alarm")
+		b.ReportMetric(took.Seconds()*1000, "ms-to-run")
 	}
 }
