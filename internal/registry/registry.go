@@ -158,7 +158,7 @@ type counters struct {
 // New returns an empty registry. Start begins to run alarms.
 func New(cfg Config) *Registry {
 	r := &Registry{cfg: cfg, timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
-	r.runners.init(r)
+	r.runners.reg = r
 	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
 	for i := range r.shards {
 		r.shards[i].objects = map[store.ID]*Object{}

@@ -1,46 +1,32 @@
 package registry
 
-import (
-	"sync"
-	"time"
-
-	"github.com/hibernate-go/hibernate/internal/alarm"
-)
+import "sync"
 
 // A runner is a goroutine that may have the right to run an object's turns. Its
 // address is its identity: a reset takes the right away by forgetting it.
 type runner struct {
 	reg     *Registry
-	obj     *Object       // to run next; handed over with wake, or when the goroutine starts
+	obj     *Object       // to run next; set by start before the goroutine begins or is woken
 	wake    chan struct{} // ends the wait in park: obj has work, or is nil and the goroutine is to end
 	resumed chan struct{} // the right is handed back to a handler after its Await; made under the object's lock
 	parked  bool          // owned like obj: the goroutine exists and waits
 	next    *runner       // in runners.idle
 }
 
-// runners keeps a bounded number of goroutines that have no work for a while:
-// their stacks have grown to what handlers need.
+// maxIdleRunners is how many goroutines wait for work, for good. Their stacks have
+// grown to what handlers need: growing a fresh one for a turn that reads storage
+// was a seventh of its CPU.
+const maxIdleRunners = 8
+
+// runners keeps goroutines that have no work.
 type runners struct {
-	reg *Registry
+	reg *Registry // immutable
 
 	mu     sync.Mutex // guards the following
 	idle   *runner
-	n      int
-	least  int // fewest idle since the last trim
+	n      int // in idle
 	closed bool
-	trim   alarm.Deadline
-	set    bool           // trim is set
-	ended  sync.WaitGroup // idle goroutines; Add under mu and before closed
-}
-
-const (
-	maxIdleRunners = 128
-	trimRunners    = time.Second
-)
-
-func (p *runners) init(r *Registry) {
-	p.reg = r
-	p.trim.F = p.trimIdle
+	ended  sync.WaitGroup // parked goroutines; Add under mu and before closed
 }
 
 // get is a runner without work. It takes no other lock.
@@ -53,7 +39,6 @@ func (p *runners) get() *runner {
 	}
 	p.idle, r.next = r.next, nil
 	p.n--
-	p.least = min(p.least, p.n)
 	return r
 }
 
@@ -72,20 +57,18 @@ func (r *runner) start(o *Object) {
 	go r.loop()
 }
 
-// loop runs objects until there is room for no more idle runners.
+// loop runs objects until it is not needed any more.
 func (r *runner) loop() {
 	for {
 		r.run()
-		// run counts the end of its work before r can be given more.
 		if !r.reg.runners.park(r) {
 			return
 		}
 		<-r.wake
+		r.reg.runners.ended.Done()
 		if r.obj == nil {
-			r.reg.runners.ended.Done()
 			return
 		}
-		r.reg.runners.ended.Done()
 	}
 }
 
@@ -110,8 +93,8 @@ func (r *runner) run() {
 // park makes r idle and reports whether its goroutine is to wait for work.
 func (p *runners) park(r *runner) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed || p.n >= maxIdleRunners {
-		p.mu.Unlock()
 		return false
 	}
 	if r.wake == nil {
@@ -121,36 +104,7 @@ func (p *runners) park(r *runner) bool {
 	p.idle, r.next = r, p.idle
 	p.n++
 	p.ended.Add(1)
-	set := !p.set
-	p.set = true
-	p.mu.Unlock()
-	if set {
-		p.reg.timers.Set(&p.trim, trimRunners)
-	}
 	return true
-}
-
-// trimIdle ends the runners that had no work for a while.
-func (p *runners) trimIdle() {
-	p.mu.Lock()
-	n := (p.least + 1) / 2
-	var drop []*runner
-	for range n {
-		r := p.idle
-		p.idle, r.next = r.next, nil
-		p.n--
-		drop = append(drop, r)
-	}
-	p.least = p.n
-	p.set = p.n > 0
-	again := p.set
-	p.mu.Unlock()
-	for _, r := range drop {
-		r.wake <- struct{}{}
-	}
-	if again {
-		p.reg.timers.Set(&p.trim, trimRunners)
-	}
 }
 
 // close ends the idle runners and waits for them. Others end with their work.
