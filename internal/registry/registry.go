@@ -409,3 +409,41 @@ func (r *Registry) Close() {
 	r.alarms.Wait()
 	r.runners.close()
 }
+
+// Evict drops the instance of an object behind what waits for it.
+func (r *Registry) Evict(ctx context.Context, id store.ID) error {
+	o := r.find(id)
+	if o == nil {
+		return nil
+	}
+	done := make(chan error, 1)
+	w := &Work{Cause: CauseEvict, Done: func(err error) { done <- err }}
+	if err := o.post(w, ""); err == errRemoved {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		if o.withdraw(w) {
+			return context.Cause(ctx)
+		}
+		return <-done
+	}
+}
+
+// EvictAll evicts every object that is in memory.
+func (r *Registry) EvictAll(ctx context.Context) error {
+	var errs []error
+	r.each(func(o *Object) {
+		if !r.Residence(o.id).InMemory {
+			return
+		}
+		if err := r.Evict(ctx, o.id); err != nil {
+			errs = append(errs, fmt.Errorf("object %x: %w", o.id, err))
+		}
+	})
+	return errors.Join(errs...)
+}

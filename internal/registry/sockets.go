@@ -1,0 +1,169 @@
+package registry
+
+import (
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/store"
+)
+
+// Send queues a frame of the current stretch for s.
+func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
+	a := t.act
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := t.checkLocked(); err != nil {
+		return err
+	}
+	if ok, err := s.Sendable(); !ok {
+		return err
+	}
+	size := a.outSize + int64(len(f.Bytes))
+	if limit := a.obj.reg.cfg.Undelivered; limit > 0 && size > limit {
+		return &LimitError{Limit: "bytes sent in one turn", Max: limit, Got: size}
+	}
+	a.outSize = size
+	a.outs = append(a.outs, output{sock: s, frame: f})
+	return nil
+}
+
+// CloseSocket closes s in the current stretch.
+func (t *Turn) CloseSocket(s *socket.Socket, f socket.Frame) error {
+	a := t.act
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := t.checkLocked(); err != nil {
+		return err
+	}
+	if s.StartClose() {
+		a.undo = append(a.undo, func(*Object) { s.UndoClose() })
+		a.outs = append(a.outs, output{sock: s, frame: f})
+	}
+	return nil
+}
+
+// Send queues a frame behind everything the object has held.
+func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
+	if err := x.act.Ended(); err != nil {
+		return err
+	}
+	if ok, err := s.Sendable(); !ok {
+		return err
+	}
+	x.act.obj.gate.Hold(output{sock: s, frame: f})
+	return nil
+}
+
+// CloseSocket closes s behind everything the object has held.
+func (x *Outside) CloseSocket(s *socket.Socket, f socket.Frame) error {
+	if err := x.act.Ended(); err != nil {
+		return err
+	}
+	if s.StartClose() {
+		x.act.obj.gate.Hold(output{sock: s, frame: f})
+	}
+	return nil
+}
+
+// SetAttachment replaces the attachment of s in the current stretch.
+func (t *Turn) SetAttachment(s *socket.Socket, b []byte) error {
+	return t.Use(func() error {
+		before := s.SetAttachment(b)
+		t.act.undo = append(t.act.undo, func(*Object) { s.SetAttachment(before) })
+		return nil
+	})
+}
+
+// SetAutoResponses replaces the pairs in the current stretch.
+func (t *Turn) SetAutoResponses(pairs []Pair) error {
+	return t.set(func(o *Object) { pairs, o.auto = o.auto, pairs })
+}
+
+// SetEventTimeout replaces the event timeout in the current stretch.
+func (t *Turn) SetEventTimeout(d time.Duration) error {
+	return t.set(func(o *Object) { d, o.timeout = o.timeout, d })
+}
+
+// set calls swap under the object's lock, and again to undo it.
+func (t *Turn) set(swap func(*Object)) error {
+	locked := func(o *Object) {
+		o.mu.Lock()
+		swap(o)
+		o.mu.Unlock()
+	}
+	return t.Use(func() error {
+		locked(t.act.obj)
+		t.act.undo = append(t.act.undo, locked)
+		return nil
+	})
+}
+
+// Accept lists a new socket. It is not connected yet.
+func (t *Turn) Accept(tags *socket.Tags, attachment []byte) (*socket.Socket, error) {
+	o := t.act.obj
+	s := socket.New(o, o.class.Sockets, tags, attachment)
+	err := t.Use(func() error {
+		if err := o.list(s); err != nil {
+			return err
+		}
+		t.act.undo = append(t.act.undo, func(o *Object) {
+			if o.removeSocket(s) {
+				s.Cut()
+			}
+		})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Join lists a new socket without a turn, and without waking the object.
+func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, attachment []byte) (*socket.Socket, error) {
+	for {
+		if r.closing.Load() {
+			return nil, ErrShutdown
+		}
+		o := r.object(c, id, name)
+		s := socket.New(o, c.Sockets, tags, attachment)
+		if err := o.list(s); err != errRemoved {
+			if err != nil {
+				o.settle()
+				return nil, err
+			}
+			return s, nil
+		}
+	}
+}
+
+// list adds s to the object's sockets, within the limits.
+func (o *Object) list(s *socket.Socket) error {
+	cfg := &o.reg.cfg
+	if n := o.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
+		o.reg.sockets.Add(-1)
+		return &LimitError{Limit: limitSockets, Max: int64(cfg.Sockets), Got: n}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.removed {
+		o.reg.sockets.Add(-1)
+		return errRemoved
+	}
+	if n := o.sockets.Len(); cfg.SocketsPerObject > 0 && n >= cfg.SocketsPerObject {
+		o.reg.sockets.Add(-1)
+		return &LimitError{Limit: limitObjectSockets, Max: int64(cfg.SocketsPerObject), Got: int64(n) + 1}
+	}
+	o.sockets.Add(s)
+	return nil
+}
+
+// Unlist takes back a socket that was accepted and never connected, without an
+// event.
+func Unlist(s *socket.Socket) {
+	o := s.Owner().(*Object)
+	if o.removeSocket(s) {
+		o.settle()
+	}
+	s.Cut()
+}
