@@ -273,8 +273,11 @@ func TestSchedulerLooksPastAnyNumberThatCannotRun(t *testing.T) {
 		if n := listed(); n < many || n > 4*many {
 			t.Errorf("read %d entries when it looked again", n)
 		}
-		if src.maxListed > window {
-			t.Errorf("listed %d at once", src.maxListed)
+		src.mu.Lock()
+		atOnce := src.maxListed
+		src.mu.Unlock()
+		if atOnce > window {
+			t.Errorf("listed %d at once", atOnce)
 		}
 		s.Reconsider()
 		synctest.Wait()
