@@ -263,6 +263,43 @@ func TestUnconfirmedWriteHoldsNothingBack(t *testing.T) {
 	a.expect("text:read 1")
 }
 
+// TestSyncWaitsForUnconfirmedWrites too, of its own turn and of earlier ones (12.9).
+func TestSyncWaitsForUnconfirmedWrites(t *testing.T) {
+	for _, own := range []bool{false, true} {
+		t.Run(fmt.Sprint("own=", own), func(t *testing.T) {
+			d := newDisk()
+			r := newDiskRig(t, d, nil)
+			r.act(&script{}, nil)
+			loose := func(ctx context.Context, a *actor) error {
+				return hibernate.Put(ctx, a.state.Storage(), "k", 1, hibernate.AllowUnconfirmed())
+			}
+			start := d.stop()
+			defer start()
+			if !own {
+				r.must("a", loose)
+			}
+			done := r.later("a", func(ctx context.Context, a *actor) error {
+				if own {
+					if err := loose(ctx, a); err != nil {
+						return err
+					}
+				}
+				err := a.state.Storage().Sync(ctx)
+				a.tell("synced")
+				return err
+			})
+			r.until("a sync", func() bool { return d.syncsWaiting() > 0 })
+			r.turn("b")
+			r.silent()
+			start()
+			r.hear("synced")
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestFlushWaitsForTheDisk(t *testing.T) {
 	d := newDisk()
 	r := newDiskRig(t, d, nil)

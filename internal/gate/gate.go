@@ -20,6 +20,7 @@ type Gate[T any] struct {
 
 	mu       sync.Mutex // guards the following; held only for arithmetic and lists
 	issued   Seq        // last commit handed out
+	awaited  Seq        // last one that output waits for
 	durable  Seq        // this commit and all before it are on disk
 	err      error      // first failed commit since the last Forgive
 	held     []held[T]
@@ -37,15 +38,19 @@ func (g *Gate[T]) Init(release func(T, error), released func()) {
 	g.release, g.released = release, released
 }
 
-// Issue announces a commit: output held from now on waits for it.
-func (g *Gate[T]) Issue() Seq {
+// Issue announces a commit. If it is awaited, output held from now on waits for it
+// and for all before it.
+func (g *Gate[T]) Issue(awaited bool) Seq {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.issued++
+	if awaited {
+		g.awaited = g.issued
+	}
 	return g.issued
 }
 
-// Hold lets out go once everything issued so far is durable: at once, on the
+// Hold lets out go once everything awaited so far is durable: at once, on the
 // caller's goroutine, if nothing is outstanding.
 func (g *Gate[T]) Hold(out T) {
 	g.Append(out)
@@ -58,6 +63,14 @@ func (g *Gate[T]) HoldAll(outs []T) {
 	g.Drain()
 }
 
+// HoldForAll is Hold until everything issued so far is durable, awaited or not.
+// What comes behind out waits with it.
+func (g *Gate[T]) HoldForAll(out T) {
+	g.mu.Lock()
+	g.held = append(g.held, held[T]{g.issued, out})
+	g.drainLocked()
+}
+
 // Append gives outs their place without letting anything go. Drain must follow.
 // It is for callers whose own lock decides the order.
 func (g *Gate[T]) Append(outs ...T) {
@@ -67,7 +80,7 @@ func (g *Gate[T]) Append(outs ...T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, out := range outs {
-		g.held = append(g.held, held[T]{g.issued, out})
+		g.held = append(g.held, held[T]{g.awaited, out})
 	}
 }
 
@@ -76,12 +89,12 @@ func (g *Gate[T]) Append(outs ...T) {
 func (g *Gate[T]) TakeThrough(outs []T) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.held) == 0 && !g.draining && g.durable == g.issued && g.err == nil {
+	if len(g.held) == 0 && !g.draining && g.durable >= g.awaited && g.err == nil {
 		g.draining = true
 		return true
 	}
 	for _, out := range outs {
-		g.held = append(g.held, held[T]{g.issued, out})
+		g.held = append(g.held, held[T]{g.awaited, out})
 	}
 	return false
 }

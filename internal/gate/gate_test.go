@@ -46,9 +46,9 @@ func TestOutputWithNothingOutstandingLeavesAtOnce(t *testing.T) {
 
 func TestOutputWaitsForTheCommitsBeforeIt(t *testing.T) {
 	s := newSink()
-	one := s.Issue()
+	one := s.Issue(true)
 	s.Hold("a")
-	two := s.Issue()
+	two := s.Issue(true)
 	s.Hold("b")
 	s.expect(t)
 	s.Open(one)
@@ -64,7 +64,7 @@ func TestOutputWaitsForTheCommitsBeforeIt(t *testing.T) {
 
 func TestFailureReleasesWithTheErrorUntilForgiven(t *testing.T) {
 	s := newSink()
-	one := s.Issue()
+	one := s.Issue(true)
 	s.Hold("a")
 	s.Fail(one, errors.New("disk"))
 	s.Hold("b")
@@ -115,7 +115,7 @@ func TestReleaseOrderIsHoldOrder(t *testing.T) {
 			for i := range 2000 {
 				if i%3 == 0 {
 					order.Lock()
-					commits <- g.Issue()
+					commits <- g.Issue(true)
 					order.Unlock()
 				}
 				g.Hold([2]int{id, i + 1})
@@ -150,7 +150,7 @@ func TestGateModel(t *testing.T) {
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
 			switch rapid.IntRange(0, 2).Draw(t, "op") {
 			case 0:
-				issued = s.Issue()
+				issued = s.Issue(true)
 			case 1:
 				name := fmt.Sprint(i)
 				waiting = append(waiting, item{issued, name})
@@ -167,4 +167,25 @@ func TestGateModel(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestOutputPassesCommitsThatItNeedNotWaitFor(t *testing.T) {
+	s := newSink()
+	loose := s.Issue(false)
+	s.Hold("a")
+	s.expect(t, "a")
+	s.HoldForAll("b") // unless it says so; then what comes behind keeps its place
+	s.Hold("c")
+	s.expect(t)
+	if s.Quiet() {
+		t.Fatal("quiet with a commit outstanding")
+	}
+	s.Open(loose)
+	s.expect(t, "b", "c")
+	loose, strict := s.Issue(false), s.Issue(true)
+	s.Hold("d")
+	s.Open(loose)
+	s.expect(t)
+	s.Open(strict)
+	s.expect(t, "d")
 }

@@ -67,7 +67,7 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 	}()
 	o.reg.busy.Add(-1)
 	defer o.reg.busy.Add(1)
-	if err := o.barrier(ctx); err != nil {
+	if err := o.barrier(ctx, false); err != nil {
 		return err
 	}
 	return f(ctx)

@@ -61,18 +61,13 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	if !st.Dirty() {
 		return false
 	}
-	hold = hold && !mutation.Gate
-	var seq gate.Seq
-	if hold {
-		seq = o.gate.Issue()
-	}
+	seq := o.gate.Issue(hold && !mutation.Gate)
 	o.reg.busy.Add(1)
 	st.Commit(func(err error) { // on the store's goroutine
 		defer o.reg.busy.Add(-1)
-		switch {
-		case err != nil:
+		if err != nil {
 			o.commitFailed(seq, err)
-		case hold:
+		} else {
 			o.gate.Open(seq)
 		}
 		if alarm && err == nil {
@@ -100,10 +95,15 @@ func (o *Object) commitFailed(seq gate.Seq, err error) {
 	o.gate.Forgive()
 }
 
-// barrier waits until everything that was committed is durable.
-func (o *Object) barrier(ctx context.Context) error {
+// barrier waits for what output waits for, or with all also for the writes that
+// hold nothing back.
+func (o *Object) barrier(ctx context.Context, all bool) error {
 	durable := make(chan error, 1)
-	o.gate.Hold(output{done: func(err error) { durable <- err }})
+	hold := o.gate.Hold
+	if all {
+		hold = o.gate.HoldForAll
+	}
+	hold(output{done: func(err error) { durable <- err }})
 	select {
 	case err := <-durable:
 		return err
@@ -120,7 +120,7 @@ func (t *Turn) Sync(ctx context.Context) error {
 	if err := t.act.commit(nil); err != nil {
 		return err
 	}
-	return t.act.obj.barrier(ctx)
+	return t.act.obj.barrier(ctx, true)
 }
 
 // Flush commits and calls done when everything before is durable, or failed.
