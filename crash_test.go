@@ -68,7 +68,8 @@ type clerkBook struct {
 
 	mu     sync.Mutex // guards the following
 	states []clerkState
-	seen   int   // the highest state that any output told of
+	backed []int // for each state, the last one up to it that output waits for
+	seen   int   // the highest state that any output vouched for
 	rang   int64 // the time for which the last alarm that ran was set
 }
 
@@ -77,6 +78,18 @@ func (b *clerkBook) last() (n int, s clerkState) {
 	defer b.mu.Unlock()
 	n = len(b.states) - 1
 	return n, b.states[n].clone()
+}
+
+// note adds the state that a commit leaves, which output awaits or not.
+func (b *clerkBook) note(s clerkState, awaited bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.states)
+	b.states = append(b.states, s)
+	if !awaited {
+		n = b.backed[n-1]
+	}
+	b.backed = append(b.backed, n)
 }
 
 // A clerkLife is the life of one runtime over some objects.
@@ -94,9 +107,17 @@ type clerkLife struct {
 func (l *clerkLife) saw(object, n int) {
 	b := l.books[object]
 	b.mu.Lock()
-	b.seen = max(b.seen, n)
+	b.seen = max(b.seen, b.backed[n])
 	b.mu.Unlock()
 	l.outputs.Add(1)
+}
+
+// synced notes that state n is said to be on disk, output or not.
+func (l *clerkLife) synced(object, n int) {
+	b := l.books[object]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seen = max(b.seen, n)
 }
 
 // seen are the states that the outside world knows of by now.
@@ -112,7 +133,7 @@ func (l *clerkLife) seen() (seen [crashObjects]int) {
 // newBooks begins books with the given states.
 func newBooks(states [crashObjects]clerkState) (books [crashObjects]*clerkBook) {
 	for i, s := range states {
-		books[i] = &clerkBook{states: []clerkState{s}}
+		books[i] = &clerkBook{states: []clerkState{s}, backed: []int{0}}
 	}
 	return books
 }
@@ -185,7 +206,7 @@ func (g *clerk) turn(ctx context.Context, seed int) (n int, err error) {
 			err = g.state.Storage().Sync(ctx)
 		}
 		if err == nil {
-			g.life.saw(g.object, n)
+			g.life.synced(g.object, n)
 		}
 	case 4:
 		if n, err = g.write(ctx, rng, true); err == nil {
@@ -233,6 +254,17 @@ func (g *clerk) write(ctx context.Context, rng *rand.Rand, keep bool) (n int, er
 		do(w.PutBytes(ctx, k, []byte(v)))
 	}
 	value := fmt.Sprint(n) + strings.Repeat(".", rng.IntN(600))
+	if rng.IntN(6) == 0 {
+		for _, k := range []string{"a", "b"} { // output does not wait for this commit
+			s.keys[k] = value
+			do(st.PutBytes(ctx, k, []byte(value), hibernate.AllowUnconfirmed()))
+		}
+		if err := errors.Join(errs...); err != nil || !keep {
+			return n, err
+		}
+		g.life.books[g.object].note(s, false)
+		return n, nil
+	}
 	cleared := rng.IntN(12) == 0
 	if cleared {
 		do(st.DeleteAll(ctx))
@@ -284,10 +316,7 @@ func (g *clerk) write(ctx context.Context, rng *rand.Rand, keep bool) (n int, er
 	if err := errors.Join(errs...); err != nil || !keep {
 		return n, err
 	}
-	b := g.life.books[g.object]
-	b.mu.Lock()
-	b.states = append(b.states, s)
-	b.mu.Unlock()
+	g.life.books[g.object].note(s, true)
 	return n, nil
 }
 
@@ -320,8 +349,9 @@ func (g *clerk) Alarm(ctx context.Context, i hibernate.AlarmInfo) error {
 		s.alarm, s.retries = 0, 0
 	}
 	b.mu.Lock()
-	b.states, b.rang = append(b.states, s), rang
+	b.rang = rang
 	b.mu.Unlock()
+	b.note(s, true)
 	return failed
 }
 
