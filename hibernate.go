@@ -370,9 +370,10 @@ func (rt *Runtime) Close() error {
 var _ io.Closer = (*Runtime)(nil)
 
 // Snapshot writes a consistent copy of all storage into dir, which must not exist,
-// while the runtime goes on. [Open] opens it. What is durable when Snapshot is
-// called is in it, and of every later turn all or nothing. Ending ctx has no effect
-// once the copy has begun.
+// and which [Open] opens. Turns go on meanwhile; what they send waits while the log
+// is copied, which is at most 16 MiB. What is durable when Snapshot is called is in
+// the copy, and of every later turn all or nothing. Ending ctx has no effect once
+// the copy has begun.
 func (rt *Runtime) Snapshot(ctx context.Context, dir string) error {
 	return rt.store.Snapshot(ctx, dir)
 }

@@ -286,7 +286,7 @@ func BenchmarkTables(b *testing.B) {
 					must(b, db.Apply(batch, pebble.NoSync))
 				}
 				must(b, db.Flush())
-				e := &pebbleEngine{db: db, g: newGrave(), open: make(map[ID]*openHeader), cursors: make(map[*pebbleCursor]bool)}
+				e := &pebbleEngine{db: db, g: newGrave(), writing: make(chan struct{}, 1), open: make(map[ID]*openHeader), cursors: make(map[*pebbleCursor]bool)}
 				read := func(object, k int, want bool) {
 					if _, ok, err := e.Get(benchObject(object), fmt.Sprintf("key-%06d", k)); ok != want || err != nil {
 						b.Fatal(ok, err)

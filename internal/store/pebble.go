@@ -64,6 +64,10 @@ type pebbleEngine struct {
 	mu      sync.Mutex             // guards the following
 	open    map[ID]*openHeader     // what Commit checks against
 	cursors map[*pebbleCursor]bool // closed by Close
+
+	// writing is held, by a token in it, by whoever writes the log or needs it to
+	// stand still. Its holder may park for good, so that waiting watches g.dead.
+	writing chan struct{}
 }
 
 // openHeader is the engine's own copy of the header of an open object.
@@ -75,6 +79,7 @@ type openHeader struct {
 // openPebble opens or creates the store in cfg.Dir and raises its epoch.
 func openPebble(cfg *Config) (*pebbleEngine, error) {
 	e := &pebbleEngine{
+		writing: make(chan struct{}, 1),
 		dir:     cfg.Dir,
 		g:       newGrave(),
 		log:     cfg.Logger,
@@ -432,7 +437,14 @@ func (e *pebbleEngine) Commit(commits []Commit) []error {
 		return failAll(answers, e.Err())
 	}
 	if !b.Empty() {
-		if err := e.db.Apply(b, pebble.Sync); err != nil {
+		select {
+		case e.writing <- struct{}{}:
+		case <-e.g.dead:
+			return failAll(answers, e.Err())
+		}
+		err := e.db.Apply(b, pebble.Sync)
+		<-e.writing
+		if err != nil {
 			// Unknown what of it is there: as bad as a failed sync.
 			e.g.bury(fmt.Errorf("apply a batch: %w", err))
 		}
@@ -728,7 +740,18 @@ func (e *pebbleEngine) guardedSnapshot(target, dir string) (err error) {
 			_ = e.fs.RemoveAll(target) // half a copy; err says that there is none
 		}
 	}()
-	if err := e.db.Checkpoint(target); err != nil {
+	// Pebble copies the log byte by byte. Of one that is being written, the copy
+	// can lack a piece and have the next, which is corruption when it is opened.
+	select {
+	case e.writing <- struct{}{}:
+	case <-e.g.dead:
+		return e.Err()
+	}
+	err = func() error {
+		defer func() { <-e.writing }()
+		return e.db.Checkpoint(target)
+	}()
+	if err != nil {
 		return err
 	}
 	if e.mem == nil {

@@ -205,7 +205,8 @@ func (s *Store) Stats() Stats {
 }
 
 // Snapshot writes a consistent copy of what is committed into a new directory,
-// which Open opens. Turns go on meanwhile. dir must not exist. Canceling ctx
+// which Open opens. Turns go on meanwhile; their commits wait while the log is
+// copied, which is at most a memtable's worth. dir must not exist. Canceling ctx
 // has no effect once the copy has begun.
 func (s *Store) Snapshot(ctx context.Context, dir string) error { return s.eng.Snapshot(ctx, dir) }
 
