@@ -431,7 +431,9 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 	}
 	o.mu.Unlock()
 
+	// Counted before anybody is told.
 	o.reg.stats.inMemory.Add(-1)
+	o.reg.sockets.Add(-int64(len(sockets)))
 	if cut {
 		o.reg.stats.resets.Add(1)
 	}
@@ -450,7 +452,6 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 	for _, s := range sockets {
 		s.Cut()
 	}
-	o.reg.sockets.Add(-int64(len(sockets)))
 	o.mu.Lock()
 	next := o.claimLocked()
 	o.mu.Unlock()
