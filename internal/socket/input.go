@@ -298,10 +298,16 @@ func (s *Socket) drop() {
 	}
 }
 
-// Cut ends the connection at once, without Close frame and without events.
+// Cut ends the connection at once, without Close frame and without events. Output
+// that is being written is still offered to the system, not waited for.
 func (s *Socket) Cut() {
 	s.mu.Lock()
 	s.flags |= cut
+	if b := s.busy; b != nil && b.writing {
+		b.last = true // the writer drops the connection
+		s.mu.Unlock()
+		return
+	}
 	s.mu.Unlock()
 	s.drop()
 }

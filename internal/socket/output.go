@@ -106,7 +106,7 @@ func (s *Socket) Flush() {
 		s.mu.Unlock()
 		n, err := s.write(batch)
 		s.mu.Lock()
-		if err != nil || s.flags&(cut|lost) != 0 {
+		if err != nil || s.flags&lost != 0 || s.flags&cut != 0 && !b.last {
 			// The reading side meets the same end, behind what is still unread.
 			b.out, b.outSize = nil, 0
 			s.flags |= wroteClose
@@ -130,9 +130,12 @@ func (s *Socket) Flush() {
 	}
 	finish := b.out == nil && s.finishLocked()
 	halfClosed := b.out == nil && b.deadline.F == nil && s.flags&(wroteClose|recvClose|failed|lost|cut) == wroteClose
+	last := b.last
 	s.restLocked()
 	s.mu.Unlock()
 	switch {
+	case last:
+		s.drop()
 	case full:
 		s.conn.NotifyWritable()
 	case finish:

@@ -134,6 +134,7 @@ type busy struct {
 	outSize int64    // bytes in out
 	writing bool     // someone is in flush
 	full    bool     // the kernel's buffer is full; Writable will come
+	last    bool     // the socket was cut; who writes drops it after what is queued
 
 	deadline  alarm.Deadline // of lingering, or of a half-closed socket
 	discarded int
