@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	readSize  = 4 << 10  // buffer of a reading goroutine, held as long as the connection: it is blocked in Read
-	maxUnsent = 64 << 10 // what Write accepts before it says that the connection is full
+	readSize  = 4 << 10     // buffer of a reading goroutine, held as long as the connection: it is blocked in Read
+	maxUnsent = 64 << 10    // what Write accepts before it says that the connection is full
+	parting   = time.Second // how long Close lets what Write accepted leave
 )
 
 // A goConn serves one connection that has no descriptor of its own.
@@ -143,6 +144,10 @@ func (g *goConn) drain() {
 	var spare []byte
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer func() { // under mu
+		g.draining = false
+		g.changed.Broadcast()
+	}()
 	for !g.closed {
 		switch {
 		case len(g.unsent) > 0:
@@ -169,7 +174,7 @@ func (g *goConn) drain() {
 			g.mu.Lock()
 			g.endCallLocked()
 		default:
-			g.draining, g.unsent = false, nil
+			g.unsent = nil
 			return
 		}
 	}
@@ -276,6 +281,7 @@ func (g *goConn) close(c *Conn) error {
 	}
 	g.closed = true
 	c.state.Or(stateClosed)
+	left := g.unsent
 	g.unsent = nil
 	g.changed.Broadcast()
 	g.mu.Unlock()
@@ -285,9 +291,30 @@ func (g *goConn) close(c *Conn) error {
 	g.p.mu.Unlock()
 	go func() {
 		defer g.p.active.Done()
+		g.part(left)
 		if err := g.nc.Close(); err != nil {
 			g.p.log.Debug("poll: close", "err", err)
 		}
 	}()
 	return nil
+}
+
+// part sends what Write accepted before Close, as the kernel does for a descriptor.
+func (g *goConn) part(left []byte) {
+	g.mu.Lock()
+	if g.err != nil || !g.draining && len(left) == 0 {
+		g.mu.Unlock()
+		return
+	}
+	g.mu.Unlock()
+	g.nc.SetWriteDeadline(time.Now().Add(parting))
+	g.mu.Lock()
+	for g.draining {
+		g.changed.Wait()
+	}
+	failed := g.err != nil
+	g.mu.Unlock()
+	if !failed && len(left) > 0 {
+		_, _ = g.nc.Write(left) // the peer has gone, or does not read
+	}
 }

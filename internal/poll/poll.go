@@ -6,7 +6,7 @@
 // kept as net.Conn and cost a reading goroutine each. Owners see one behaviour; the differences are these two:
 //
 //   - What Write accepts is in the kernel with descriptors, and in a bounded buffer of this package otherwise.
-//     Hence Close lets the kernel send what it has, but drops the buffer. CloseWrite keeps it.
+//     After Close the kernel sends what it has; the buffer is given a second to leave.
 //   - With descriptors Writable and Input come from one goroutine; otherwise they may run beside each other.
 //
 // # Descriptors
