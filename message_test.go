@@ -192,6 +192,7 @@ func testUndone(t *testing.T, o *hibernate.ClassOptions, end func() error) {
 				hibernate.Await(ctx, func(context.Context) error { return nil })
 				hibernate.Put(ctx, st, "k", "undone")
 				ws.SendText(ctx, "undone")
+				a.tell("holds the turn again")
 				return end()
 			}
 			return nil
@@ -210,6 +211,7 @@ func testUndone(t *testing.T, o *hibernate.ClassOptions, end func() error) {
 		pause(r)
 		c.send("await")
 		c.expect("text:kept")
+		r.hear("holds the turn again") // until then the next message could go first
 		c.send("read")
 		if got := c.next(); got == fmt.Sprintf(`text:"kept" true, alarm false, attachment "kept", state 1, instance %d`, n) ||
 			!strings.HasPrefix(got, `text:"kept" true, alarm false, attachment "kept", state 1, instance `) {
