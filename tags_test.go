@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gobwas/ws"
+
 	"github.com/hibernate-go/hibernate"
 )
 
@@ -272,4 +274,22 @@ func TestSocketsOfObjectAreLimited(t *testing.T) {
 	r.hear("WebSockets of one object 3/2", "closed")
 	r.turn("a")
 	r.dial("/o/a")
+}
+
+// TestSocketsOfRuntimeAreLimited: over Limits.Sockets an upgrade is answered 503,
+// and there is room again when a connection has gone.
+func TestSocketsOfRuntimeAreLimited(t *testing.T) {
+	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{Sockets: 1}})
+	serve(r, newEcho, nil)
+	first := r.dial("/o/a")
+	_, _, _, err := ws.Dial(t.Context(), "ws"+strings.TrimPrefix(r.srv.URL, "http")+"/o/b")
+	if status, ok := err.(ws.StatusError); !ok || int(status) != http.StatusServiceUnavailable {
+		t.Fatalf("second socket: %v", err)
+	}
+	first.close(1000, "")
+	first.expect("close:1000 ", "eof")
+	r.until("room", func() bool { return r.rt.Stats().Sockets == 0 })
+	again := r.dial("/o/b")
+	again.send("x")
+	again.expect("text:x 1")
 }
