@@ -57,12 +57,6 @@ func (g *Gate[T]) Hold(out T) {
 	g.Drain()
 }
 
-// HoldAll is Hold for each of outs, in order.
-func (g *Gate[T]) HoldAll(outs []T) {
-	g.Append(outs...)
-	g.Drain()
-}
-
 // HoldForAll is Hold until everything issued so far is durable, awaited or not.
 // What comes behind out waits with it.
 func (g *Gate[T]) HoldForAll(out T) {

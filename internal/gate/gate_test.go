@@ -83,7 +83,8 @@ func TestOutputHeldDuringAReleaseKeepsItsPlace(t *testing.T) {
 			g.Hold("c") // behind b, which is already on its way
 		}
 	}, func() {})
-	g.HoldAll([]string{"a", "b"})
+	g.Append("a", "b")
+	g.Drain()
 	if want := []string{"a", "b", "c"}; !reflect.DeepEqual(got, want) {
 		t.Fatalf("released %q, want %q", got, want)
 	}

@@ -4,25 +4,11 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-// deadGoroutines are what a dead Pebble instance leaves behind, and a
-// pebble.Open that failed: nobody may call into it to end them.
-var deadGoroutines = []goleak.Option{
-	// Parked, or waiting inside Pebble for one that is.
-	goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*grave).park"),
-	goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).Commit"),
-	goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).openDB"),
-	goleak.IgnoreAnyFunction("github.com/hibernate-go/hibernate/internal/store.(*pebbleEngine).closeDB"),
-	// Pebble's own.
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2.(*DB).flush"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2.(*DB).compact"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2.(*DB).collectTableStats"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2.(*ConcurrencyLimitScheduler).periodicGranter"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2.(*cleanupManager).mainLoop"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2/internal/genericcache.(*shard[...]).releaseLoop"),
-	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2/record.(*LogWriter).flushLoop"),
-}
+var deadGoroutines = leak.Dead()
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, deadGoroutines...) }
 
