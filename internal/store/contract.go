@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"strings"
 )
 
 var (
@@ -240,9 +239,13 @@ type Engine interface {
 // prefixEnd returns the key behind all that start with prefix; ok is false if
 // there is none.
 func prefixEnd(prefix string) (end string, ok bool) {
-	p := strings.TrimRight(prefix, "\xff")
-	if p == "" {
+	p := []byte(prefix) // bytes, not runes: strings.TrimRight takes U+FFFD for 0xff
+	for len(p) > 0 && p[len(p)-1] == 0xff {
+		p = p[:len(p)-1]
+	}
+	if len(p) == 0 {
 		return "", false
 	}
-	return p[:len(p)-1] + string([]byte{p[len(p)-1] + 1}), true
+	p[len(p)-1]++
+	return string(p), true
 }

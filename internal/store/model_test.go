@@ -469,3 +469,42 @@ func TestReadsMissNoCommitOnItsWayToTheDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestPrefixEndsByBytes: keys are bytes, so a prefix that ends in U+FFFD, or in
+// bytes that are no UTF-8, ends where its bytes do.
+func TestPrefixEndsByBytes(t *testing.T) {
+	s := mustOpen(t, Config{})
+	defer s.Close()
+	o := s.Object(ID{1}, "C", "")
+	defer o.Close()
+	keys := []string{"a", "a\ufffd", "a\ufffdx", "ab", "a\xfe", "a\xfe\xff", "a\xff", "a\xff\xff", "b", "\xff\xff"}
+	for _, k := range keys {
+		must(t, o.Put(k, []byte("v")))
+	}
+	for _, committed := range []bool{false, true} {
+		if committed {
+			must(t, commitWait(t, o))
+		}
+		for _, prefix := range keys {
+			want := 0
+			for _, k := range keys {
+				if strings.HasPrefix(k, prefix) {
+					want++
+				}
+			}
+			l, err := o.List(ListOptions{Prefix: prefix})
+			must(t, err)
+			got := 0
+			for k := range l.All() {
+				if !strings.HasPrefix(k, prefix) {
+					t.Errorf("prefix %q lists %q", prefix, k)
+				}
+				got++
+			}
+			must(t, l.Err())
+			if got != want {
+				t.Errorf("committed=%v: prefix %q lists %d keys, want %d", committed, prefix, got, want)
+			}
+		}
+	}
+}
