@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,15 +35,16 @@ import (
 type grave struct {
 	dead chan struct{} // closed when err is set
 
-	mu     sync.Mutex // guards the following
-	err    error      // why; set once
-	active int        // changes on disk under way
-	lock   io.Closer  // the directory's lock, nil once given back
-	leave  bool       // a dead instance's lock is given back when active is 0
-	failed int        // failed changes of other files in a row
+	mu     sync.Mutex             // guards the following
+	err    error                  // why; set once
+	active int                    // changes on disk under way
+	lock   io.Closer              // the directory's lock, nil once given back
+	leave  bool                   // a dead instance's lock is given back when active is 0
+	failed int                    // failed changes of other files in a row
+	dirs   map[*graveDir]struct{} // open directories
 }
 
-func newGrave() *grave { return &grave{dead: make(chan struct{})} }
+func newGrave() *grave { return &grave{dead: make(chan struct{}), dirs: make(map[*graveDir]struct{})} }
 
 // bury declares the instance dead. Only the first call counts.
 func (g *grave) bury(err error) {
@@ -232,7 +235,7 @@ func (f *graveFS) RemoveAll(name string) error {
 
 func (f *graveFS) MkdirAll(dir string, perm os.FileMode) error {
 	f.g.begin()
-	err := f.FS.MkdirAll(dir, perm)
+	err := f.FS.MkdirAll(dir, perm&0o700) // also a snapshot's: see openPebble
 	f.g.end(false, "make directory", dir, err)
 	return err
 }
@@ -242,7 +245,22 @@ func (f *graveFS) OpenDir(name string) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &graveDir{graveFile{File: file, g: f.g, name: name, critical: name == f.dir}}, nil
+	d := &graveDir{graveFile{File: file, g: f.g, name: name, critical: name == f.dir}}
+	f.g.mu.Lock()
+	f.g.dirs[d] = struct{}{}
+	f.g.mu.Unlock()
+	return d, nil
+}
+
+// closeDirs closes the directories that a failed Open of Pebble has left open, as it does for a format that it does not
+// know.
+func (g *grave) closeDirs() {
+	g.mu.Lock()
+	dirs := slices.Collect(maps.Keys(g.dirs))
+	g.mu.Unlock()
+	for _, d := range dirs {
+		_ = d.Close() // Open's error is the one that counts
+	}
 }
 
 func (f *graveFS) Lock(name string) (io.Closer, error) {
@@ -347,4 +365,9 @@ func (f *graveFile) Close() error {
 // graveDir is an open directory: nothing is lost when closing it fails.
 type graveDir struct{ graveFile }
 
-func (f *graveDir) Close() error { return f.File.Close() }
+func (f *graveDir) Close() error {
+	f.g.mu.Lock()
+	delete(f.g.dirs, f)
+	f.g.mu.Unlock()
+	return f.File.Close()
+}

@@ -10,7 +10,7 @@ import (
 
 var deadGoroutines = leak.Dead()
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, deadGoroutines...) }
+func TestMain(m *testing.M) { leak.Main(m, deadGoroutines...) }
 
 // noLeaks fails the test if it leaves a goroutine of any kind.
 func noLeaks(t *testing.T) {

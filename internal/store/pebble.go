@@ -96,7 +96,7 @@ func openPebble(cfg *Config) (*pebbleEngine, error) {
 		// The lock is by name: one directory must have one.
 		dir, err := filepath.Abs(cfg.Dir)
 		if err == nil {
-			err = os.MkdirAll(dir, 0o755)
+			err = os.MkdirAll(dir, 0o700) // what users store is nobody else's to read
 		}
 		if err == nil {
 			dir, err = filepath.EvalSymlinks(dir)
@@ -152,6 +152,7 @@ func (e *pebbleEngine) openDB(cfg *Config) (err error) {
 	defer cache.Unref()
 	db, err := pebble.Open(e.dir, pebbleOptions(cfg, e.fs, cache))
 	if err != nil {
+		e.g.closeDirs()
 		return err
 	}
 	if err := e.raise(db); err != nil {

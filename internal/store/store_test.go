@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -374,6 +375,25 @@ func TestAClosedHandleIsRefused(t *testing.T) {
 		t.Errorf("put: %v", err)
 	}
 	must(t, s.Close())
+}
+
+// TestDirectoriesAreTheOwnersAlone: the store's, and a snapshot's.
+func TestDirectoriesAreTheOwnersAlone(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("directories have no such mode on windows")
+	}
+	dir := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, Config{Dir: dir})
+	defer s.Close()
+	copied := filepath.Join(t.TempDir(), "copy")
+	must(t, s.Snapshot(t.Context(), copied))
+	for _, d := range []string{dir, copied} {
+		info, err := os.Stat(d)
+		must(t, err)
+		if mode := info.Mode().Perm(); mode != 0o700 {
+			t.Errorf("%s has mode %o", filepath.Base(d), mode)
+		}
+	}
 }
 
 // TestSnapshotOpens writes while snapshots are made, on a real disk and in
