@@ -18,14 +18,13 @@ import (
 
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsutil"
-	"go.uber.org/goleak"
 
 	"github.com/hibernate-go/hibernate"
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak.Dead()...) }
+func TestMain(m *testing.M) { leak.Main(m, leak.Dead()...) }
 
 // epoch is where fake clocks begin.
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

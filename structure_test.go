@@ -211,3 +211,25 @@ func TestEachPackageExplainsItselfOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryTestBinaryLooksForLeaks: goroutines and descriptors, at its end.
+func TestEveryTestBinaryLooksForLeaks(t *testing.T) {
+	looks := map[string]bool{}
+	for _, f := range sourceFiles(t) {
+		if !f.test {
+			continue
+		}
+		b, err := os.ReadFile(f.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(b)
+		looks[f.dir] = looks[f.dir] || strings.Contains(text, "func TestMain(m *testing.M)") && strings.Contains(text, "leak.Main(m")
+		looks[f.dir] = looks[f.dir] || f.dir == "internal/leak" && strings.Contains(text, "{ Main(m) }")
+	}
+	for dir, ok := range looks {
+		if !ok {
+			t.Errorf("the tests of %s do not end in leak.Main", dir)
+		}
+	}
+}

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
 // TestMain lets the test binary be the chat, so that a test can kill it.
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 func TestBadRequestsAreAnsweredClearly(t *testing.T) {

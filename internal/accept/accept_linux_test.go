@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/leak"
 	"github.com/hibernate-go/hibernate/internal/poll"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func listen(t *testing.T) (*Listener, *alarm.Fake) {
 	t.Helper()

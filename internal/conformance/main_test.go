@@ -3,7 +3,7 @@ package conformance
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }

@@ -22,10 +22,10 @@ import (
 	"time"
 	"unsafe"
 
-	"go.uber.org/goleak"
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // record is an owner's record of a connection. Unset functions do nothing and go on.
 type record struct {

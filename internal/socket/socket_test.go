@@ -15,14 +15,14 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
-	"go.uber.org/goleak"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/leak"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // An owner records what it is told, and lets everything leave at once.
 type owner struct {
