@@ -7,6 +7,8 @@ import (
 	"reflect"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"github.com/hibernate-go/hibernate/internal/limit"
 )
 
 // A Codec turns values into bytes and back, for attachments and storage. It must
@@ -61,8 +63,8 @@ func (c *class) encodeAttachment(v any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: attachment: %w", ErrInvalid, err)
 	}
-	if limit := c.rt.opt.Limits.Attachment; len(b) > limit {
-		return nil, &LimitError{Limit: "attachment bytes", Max: int64(limit), Got: int64(len(b))}
+	if most := c.rt.opt.Limits.Attachment; len(b) > most {
+		return nil, c.rt.refused.Refuse(limit.Attachment, int64(most), int64(len(b)))
 	}
 	if b == nil {
 		b = []byte{}

@@ -44,6 +44,7 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/accept"
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
@@ -77,9 +78,6 @@ var (
 	// closed or shutting down.
 	ErrUnavailable = store.ErrUnavailable
 )
-
-// A LimitError says which limit was exceeded, its maximum, and what was given.
-type LimitError = registry.LimitError
 
 // A PanicError is what a handler panicked with.
 type PanicError = registry.PanicError
@@ -118,102 +116,6 @@ type Options struct {
 	EvictEveryTurn bool
 }
 
-// Limits bound what peers and objects can use. Zero is the default of each; a
-// negative value is an error from Open.
-type Limits struct {
-	// Message is the size of a received message in bytes, after reassembly.
-	// More is answered with close code 1009. Default 1 MiB.
-	Message int64
-	// Fragments is the number of frames of one message. More is answered with
-	// close code 1009. Default 4,096.
-	Fragments int
-	// Sockets is the number of WebSockets of the runtime. Default: no limit but
-	// the descriptors of the process.
-	Sockets int
-	// SocketsPerObject is the number of WebSockets of one object, closing ones
-	// included. Default 32,768 (semantics §0).
-	SocketsPerObject int
-	// SendQueue is the number of bytes that may wait for one peer that does not
-	// read. A peer that lets more pile up is disconnected. Default 64 MiB.
-	SendQueue int64
-	// Undelivered is the number of bytes that one turn may send before its
-	// commit. More is a *LimitError from Send. Default 256 MiB.
-	Undelivered int64
-	// RequestBody is the size of an HTTP request's body in bytes. More is
-	// answered with status 413. Default 1 MiB.
-	RequestBody int64
-	// Response is the number of bytes of an HTTP response that may wait to be
-	// durable or for a client that does not read. More is a *LimitError from
-	// Write. Default 64 MiB.
-	Response int64
-	// Waiting is the number of requests and calls that may wait for one object.
-	// More is answered with status 503. Default 1,024.
-	Waiting int
-	// Handshakes is the number of connections of one wrapped listener that have not
-	// sent their request yet or wait to be accepted by net/http. Further ones stay
-	// in the kernel's backlog. Default 4,096. See [Runtime.WrapListener].
-	Handshakes int
-	// Constructing is the number of constructors that may run at once. Default 64.
-	Constructing int
-	// Key and Value are bytes of a storage key and of an encoded value; Keys is
-	// the number of keys in one GetMany. Defaults 2,048, 131,072 and 128.
-	Key, Value, Keys int
-	// Attachment is bytes of an encoded attachment. Default 16,384.
-	Attachment int
-}
-
-// maxName is the longest name of an object, in bytes.
-const maxName = 1024
-
-func (l *Limits) withDefaults() error {
-	for _, f := range []struct {
-		name string
-		v    *int64
-		def  int64
-	}{
-		{"Message", &l.Message, 1 << 20},
-		{"SendQueue", &l.SendQueue, 64 << 20},
-		{"Undelivered", &l.Undelivered, 256 << 20},
-		{"RequestBody", &l.RequestBody, 1 << 20},
-		{"Response", &l.Response, 64 << 20},
-	} {
-		if err := defaultTo(f.name, f.v, f.def); err != nil {
-			return err
-		}
-	}
-	for _, f := range []struct {
-		name string
-		v    *int
-		def  int
-	}{
-		{"Fragments", &l.Fragments, 4096},
-		{"Sockets", &l.Sockets, 0},
-		{"SocketsPerObject", &l.SocketsPerObject, 32768},
-		{"Waiting", &l.Waiting, 1024},
-		{"Handshakes", &l.Handshakes, 4096},
-		{"Constructing", &l.Constructing, 64},
-		{"Key", &l.Key, 2048},
-		{"Value", &l.Value, 131072},
-		{"Keys", &l.Keys, 128},
-		{"Attachment", &l.Attachment, 16384},
-	} {
-		if err := defaultTo(f.name, f.v, f.def); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func defaultTo[N int | int64](name string, v *N, def N) error {
-	if *v < 0 {
-		return fmt.Errorf("%w: Limits.%s is %d", ErrInvalid, name, *v)
-	}
-	if *v == 0 {
-		*v = def
-	}
-	return nil
-}
-
 // A Runtime holds the objects of one storage directory. Several may exist in one
 // process. All methods are safe for concurrent use.
 type Runtime struct {
@@ -222,6 +124,8 @@ type Runtime struct {
 	store  *store.Store
 	poller *poll.Poller
 	reg    *registry.Registry
+
+	refused limit.Counters
 
 	mu     sync.Mutex // guards the following
 	err    error      // why the runtime ended
@@ -289,6 +193,7 @@ func open(cfg store.Config, o *Options) (*Runtime, error) {
 		Mailbox:          opt.Limits.Waiting,
 		Undelivered:      opt.Limits.Undelivered,
 		EvictEveryTurn:   opt.EvictEveryTurn,
+		Refused:          &rt.refused,
 	})
 	return rt, nil
 }
@@ -393,6 +298,8 @@ type Stats struct {
 	Panics        uint64 // handlers that panicked
 	HandlerErrors uint64 // handlers that returned an error
 
+	Refused Refusals // what met a limit
+
 	Commits uint64 // turns whose writes are durable
 	Syncs   uint64 // syncs of the disk that took
 }
@@ -412,6 +319,7 @@ func (rt *Runtime) Stats() Stats {
 		AutoResponses:   r.AutoResponses,
 		Panics:          r.Panics,
 		HandlerErrors:   r.HandlerErrors,
+		Refused:         rt.refused.Load(),
 		Commits:         s.Commits,
 		Syncs:           s.Groups,
 	}

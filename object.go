@@ -178,6 +178,7 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 			LingerBytes:  256 << 10,
 			CloseTimeout: orDefault(c.opt.CloseTimeout, 30*time.Second),
 			Timers:       rt.reg.Timers(),
+			Refused:      &rt.refused,
 		},
 	}
 	if err := rt.reg.AddClass(c.reg); err != nil {
@@ -247,7 +248,8 @@ func (c *class) Alarm(ctx context.Context, instance any, a registry.AlarmInfo) e
 	return h.Alarm(ctx, AlarmInfo{Scheduled: a.Scheduled, IsRetry: a.Retries > 0, RetryCount: a.Retries})
 }
 
-// A ProtocolError is what a peer did against RFC 6455 or a limit.
+// A ProtocolError is what a peer did against RFC 6455 or a limit. For a limit,
+// [errors.As] finds the *LimitError.
 type ProtocolError struct{ err error }
 
 func (e *ProtocolError) Error() string { return "WebSocket protocol error: " + e.err.Error() }

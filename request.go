@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -46,7 +47,7 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else if r.Body != nil && r.Body != http.NoBody {
 		if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, c.rt.opt.Limits.RequestBody)); err != nil {
 			if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-				err = errors.Join(&LimitError{Limit: "request body bytes", Max: tooLarge.Limit, Got: max(r.ContentLength, tooLarge.Limit+1)}, err)
+				err = errors.Join(c.rt.refused.Refuse(limit.RequestBody, tooLarge.Limit, max(r.ContentLength, tooLarge.Limit+1)), err)
 			}
 			c.fail(w, r, err)
 			return
@@ -182,8 +183,9 @@ func (res *response) Write(p []byte) (int, error) {
 	res.WriteHeader(http.StatusOK)
 	res.mu.Lock()
 	defer res.mu.Unlock()
-	if n, limit := int64(len(res.body)+len(res.ready)+len(p)), res.class.rt.opt.Limits.Response; n > limit {
-		return 0, &LimitError{Limit: "response bytes that wait", Max: limit, Got: n}
+	rt := res.class.rt
+	if n := int64(len(res.body) + len(res.ready) + len(p)); n > rt.opt.Limits.Response {
+		return 0, rt.refused.Refuse(limit.Response, rt.opt.Limits.Response, n)
 	}
 	res.body = append(res.body, p...)
 	return len(p), nil

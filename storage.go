@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -80,8 +81,8 @@ type putOptions struct{ unconfirmed bool }
 func AllowUnconfirmed() PutOption { return func(o *putOptions) { o.unconfirmed = true } }
 
 func (c *class) checkKey(key string) error {
-	if limit := c.rt.opt.Limits.Key; len(key) > limit {
-		return &LimitError{Limit: "storage key bytes", Max: int64(limit), Got: int64(len(key))}
+	if most := c.rt.opt.Limits.Key; len(key) > most {
+		return c.rt.refused.Refuse(limit.Key, int64(most), int64(len(key)))
 	}
 	return nil
 }
@@ -95,8 +96,8 @@ func (c *class) encodeValue(v any) ([]byte, error) {
 }
 
 func (c *class) checkValue(b []byte) error {
-	if limit := c.rt.opt.Limits.Value; len(b) > limit {
-		return &LimitError{Limit: "storage value bytes", Max: int64(limit), Got: int64(len(b))}
+	if most := c.rt.opt.Limits.Value; len(b) > most {
+		return c.rt.refused.Refuse(limit.Value, int64(most), int64(len(b)))
 	}
 	return nil
 }
@@ -212,8 +213,8 @@ func decode[V any](r Reader, key string, b []byte) (v V, ok bool, err error) {
 // GetMany are those of keys that exist, sorted by key. More than [Limits].Keys of
 // them are a *LimitError.
 func GetMany[V any](ctx context.Context, r Reader, keys ...string) ([]Entry[V], error) {
-	if limit := r.settings().rt.opt.Limits.Keys; len(keys) > limit {
-		return nil, &LimitError{Limit: "keys in one GetMany", Max: int64(limit), Got: int64(len(keys))}
+	if rt := r.settings().rt; len(keys) > rt.opt.Limits.Keys {
+		return nil, rt.refused.Refuse(limit.Keys, int64(rt.opt.Limits.Keys), int64(len(keys)))
 	}
 	sorted := slices.Clone(keys)
 	slices.Sort(sorted)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/gate"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -178,9 +179,9 @@ func (o *Object) post(w *Work, name string) error {
 		o.mu.Unlock()
 		return errRemoved
 	}
-	if limit := o.reg.cfg.Mailbox; w.counted() && limit > 0 && o.mail.n >= limit {
+	if most := o.reg.cfg.Mailbox; w.counted() && most > 0 && o.mail.n >= most {
 		o.mu.Unlock()
-		return &LimitError{Limit: limitWaiting, Max: int64(limit), Got: int64(limit) + 1}
+		return o.reg.cfg.Refused.Refuse(limit.Waiting, int64(most), int64(most)+1)
 	}
 	var learns *Activation
 	if o.name == "" && name != "" {

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -37,28 +38,7 @@ var (
 )
 
 // A LimitError says which limit was exceeded.
-type LimitError struct {
-	Limit string // what is limited, and its unit
-	Max   int64
-	Got   int64
-}
-
-// Limits that a server under load reaches, and that a client may try again.
-const (
-	limitWaiting       = "work waiting for one object"
-	limitSockets       = "WebSockets of the runtime"
-	limitObjectSockets = "WebSockets of one object"
-)
-
-// Overload reports whether the limit is one that others fill, so that trying again
-// later may succeed.
-func (e *LimitError) Overload() bool {
-	return e.Limit == limitWaiting || e.Limit == limitSockets || e.Limit == limitObjectSockets
-}
-
-func (e *LimitError) Error() string {
-	return fmt.Sprintf("%s: %d is over the limit of %d", e.Limit, e.Got, e.Max)
-}
+type LimitError = limit.Error
 
 // A PanicError is what a handler panicked with.
 type PanicError struct {
@@ -86,6 +66,7 @@ type Config struct {
 	Mailbox          int   // requests, calls and Do functions waiting at one object
 	Undelivered      int64 // bytes a turn may hold back for sockets
 	EvictEveryTurn   bool
+	Refused          *limit.Counters // counts refusals; nil: nobody does
 }
 
 // A Behavior is what a class's instances do, in terms of this package. It runs

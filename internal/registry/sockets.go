@@ -3,6 +3,7 @@ package registry
 import (
 	"time"
 
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -19,8 +20,8 @@ func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
 		return err
 	}
 	size := a.outSize + int64(len(f.Bytes))
-	if limit := a.obj.reg.cfg.Undelivered; limit > 0 && size > limit {
-		return &LimitError{Limit: "bytes sent in one turn", Max: limit, Got: size}
+	if cfg := &a.obj.reg.cfg; cfg.Undelivered > 0 && size > cfg.Undelivered {
+		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
 	}
 	a.outSize = size
 	a.outs = append(a.outs, output{sock: s, frame: f})
@@ -142,7 +143,7 @@ func (o *Object) list(s *socket.Socket) error {
 	cfg := &o.reg.cfg
 	if n := o.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
 		o.reg.sockets.Add(-1)
-		return &LimitError{Limit: limitSockets, Max: int64(cfg.Sockets), Got: n}
+		return cfg.Refused.Refuse(limit.Sockets, int64(cfg.Sockets), n)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -152,7 +153,7 @@ func (o *Object) list(s *socket.Socket) error {
 	}
 	if n := o.sockets.Len(); cfg.SocketsPerObject > 0 && n >= cfg.SocketsPerObject {
 		o.reg.sockets.Add(-1)
-		return &LimitError{Limit: limitObjectSockets, Max: int64(cfg.SocketsPerObject), Got: int64(n) + 1}
+		return cfg.Refused.Refuse(limit.SocketsPerObject, int64(cfg.SocketsPerObject), int64(n)+1)
 	}
 	o.sockets.Add(s)
 	return nil

@@ -180,6 +180,9 @@ func (s *Socket) fail(err error) {
 	if !errors.As(err, &violation) {
 		violation = &wire.Error{Code: 1002, Reason: err.Error()}
 	}
+	if violation.Code == codeTooBig {
+		err = s.cfg.tooBig(violation)
+	}
 	s.mu.Lock()
 	if s.flags&(cut|lost) != 0 {
 		s.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
@@ -43,6 +44,7 @@ type Config struct {
 	LingerBytes  int           // how much input to discard meanwhile
 	CloseTimeout time.Duration // how long a half-closed socket may stay so; 0 or less: for ever
 	Timers       *alarm.Timers
+	Refused      *limit.Counters // counts refusals; nil: nobody does
 }
 
 // EventKind says what an Event tells.

@@ -189,7 +189,7 @@ func (d *Decoder) check(h ws.Header, size int, cfg *Config) *Error {
 			Reason: fmt.Sprintf("message of at least %d bytes, limit is %d", got, limit)}
 	}
 	if limit := cfg.MaxFragments; limit > 0 && fragments >= limit {
-		return &Error{Code: codeTooBig, Max: int64(limit), Got: int64(fragments) + 1,
+		return &Error{Code: codeTooBig, Max: int64(limit), Got: int64(fragments) + 1, Fragments: true,
 			Reason: fmt.Sprintf("message in more than %d fragments", limit)}
 	}
 	return nil

@@ -83,9 +83,10 @@ const (
 type Error struct {
 	Code   uint16 // 1002, 1007 or 1009
 	Reason string
-	// Max and Got are the limit and what exceeded it, in bytes or in fragments
-	// as Reason tells. For Code 1009 only.
-	Max, Got int64
+	// Max and Got are the limit and what exceeded it, in bytes or else, with
+	// Fragments, in fragments. For Code 1009 only.
+	Max, Got  int64
+	Fragments bool
 }
 
 // Error returns the close code and the reason.

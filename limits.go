@@ -1,0 +1,138 @@
+package hibernate
+
+import (
+	"fmt"
+	"iter"
+
+	"github.com/hibernate-go/hibernate/internal/limit"
+)
+
+// A LimitError says which limit was exceeded, its maximum, and what was given.
+type LimitError = limit.Error
+
+// Limits bound what peers and objects can use. Zero is the default of each; a
+// negative value is an error from Open. What is refused is counted in
+// [Stats].Refused, by the name of the field here.
+type Limits struct {
+	// Message is the size of a received message in bytes, after reassembly.
+	// More is answered with close code 1009. Default 1 MiB.
+	Message int64
+	// Fragments is the number of frames of one message. More is answered with
+	// close code 1009. Default 4,096.
+	Fragments int
+	// Sockets is the number of WebSockets of the runtime. Default: no limit but
+	// the descriptors of the process. More is answered with status 503, as is
+	// what is over SocketsPerObject, unless ServeHTTP accepts: then
+	// AcceptWebSocket returns a *LimitError.
+	Sockets int
+	// SocketsPerObject is the number of WebSockets of one object, closing ones
+	// included. Default 32,768 (semantics §0).
+	SocketsPerObject int
+	// SendQueue is the number of bytes that may wait for one peer that does not
+	// read. A peer that lets more pile up is disconnected. Default 64 MiB.
+	SendQueue int64
+	// Undelivered is the number of bytes that one turn may send before its
+	// commit. More is a *LimitError from Send. Default 256 MiB.
+	Undelivered int64
+	// Waiting is the number of requests and calls that may wait for one object.
+	// More is answered with status 503. Default 1,024.
+	Waiting int
+	// RequestBody is the size of an HTTP request's body in bytes. More is
+	// answered with status 413. Default 1 MiB.
+	RequestBody int64
+	// Response is the number of bytes of an HTTP response that may wait to be
+	// durable or for a client that does not read. More is a *LimitError from
+	// Write. Default 64 MiB.
+	Response int64
+	// Handshakes is the number of connections of one wrapped listener that have not
+	// sent their request yet or wait to be accepted by net/http. Further ones stay
+	// in the kernel's backlog. Default 4,096. See [Runtime.WrapListener].
+	Handshakes int
+	// Constructing is the number of constructors that may run at once; others wait
+	// in the order they came. Default 64.
+	Constructing int
+	// Key and Value are bytes of a storage key and of an encoded value; Keys is
+	// the number of keys in one GetMany. More is a *LimitError. Defaults 2,048,
+	// 131,072 and 128.
+	Key, Value, Keys int
+	// Attachment is bytes of an encoded attachment. More is a *LimitError. Default
+	// 16,384.
+	Attachment int
+}
+
+// maxName is the longest name of an object, in bytes.
+const maxName = 1024
+
+func (l *Limits) withDefaults() error {
+	for _, f := range []struct {
+		name string
+		v    *int64
+		def  int64
+	}{
+		{"Message", &l.Message, 1 << 20},
+		{"SendQueue", &l.SendQueue, 64 << 20},
+		{"Undelivered", &l.Undelivered, 256 << 20},
+		{"RequestBody", &l.RequestBody, 1 << 20},
+		{"Response", &l.Response, 64 << 20},
+	} {
+		if err := defaultTo(f.name, f.v, f.def); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		name string
+		v    *int
+		def  int
+	}{
+		{"Fragments", &l.Fragments, 4096},
+		{"Sockets", &l.Sockets, 0},
+		{"SocketsPerObject", &l.SocketsPerObject, 32768},
+		{"Waiting", &l.Waiting, 1024},
+		{"Handshakes", &l.Handshakes, 4096},
+		{"Constructing", &l.Constructing, 64},
+		{"Key", &l.Key, 2048},
+		{"Value", &l.Value, 131072},
+		{"Keys", &l.Keys, 128},
+		{"Attachment", &l.Attachment, 16384},
+	} {
+		if err := defaultTo(f.name, f.v, f.def); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func defaultTo[N int | int64](name string, v *N, def N) error {
+	if *v < 0 {
+		return fmt.Errorf("%w: Limits.%s is %d", ErrInvalid, name, *v)
+	}
+	if *v == 0 {
+		*v = def
+	}
+	return nil
+}
+
+// Refusals are how often each limit has refused something since Open.
+type Refusals [limit.Count]uint64
+
+// All yields the names of the fields of [Limits] that refuse, always in the same
+// order, each with its count.
+func (r Refusals) All() iter.Seq2[string, uint64] {
+	return func(yield func(string, uint64) bool) {
+		for id, n := range r {
+			if !yield(limit.ID(id).String(), n) {
+				return
+			}
+		}
+	}
+}
+
+// Of is the count of the limit with the given name, 0 if there is none.
+func (r Refusals) Of(name string) uint64 {
+	for is, n := range r.All() {
+		if is == name {
+			return n
+		}
+	}
+	return 0
+}
