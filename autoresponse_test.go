@@ -85,7 +85,7 @@ func TestAutoResponseLeavesObjectAsleep(t *testing.T) {
 		c.send("ping")
 		c.expect("text:pong")
 	}
-	if _, in := r.rt.Resident(r.ns.IDFromName("a")); in {
+	if in := r.inspect("a"); in.InMemory() {
 		t.Error("auto-responses woke the object")
 	}
 	r.instances(1)

@@ -17,7 +17,7 @@ func TestAutoResponsesAreForgottenAsleepWithoutSockets(t *testing.T) {
 	r.pairs("a", pair("p", "q"))
 	r.hibernate()
 	r.until("the record to go", func() bool {
-		n, _ := r.rt.Resident(r.ns.IDFromName("a"))
+		n := r.inspect("a").Wakes
 		return n == 0
 	})
 	c := r.dial("/o/a")

@@ -106,6 +106,18 @@ type Options struct {
 	// Limits bound what peers and objects can use.
 	Limits Limits
 
+	// AwakeWarning is how long one thing may keep an object in memory before the log
+	// says so: a handler, an Await, an outgoing call, or WaitUntil work. It is looked
+	// for every quarter of this time, and told once. Zero is 5 min; negative is never.
+	AwakeWarning time.Duration
+
+	// WakeWarning is how often an object may be woken within a minute of the clock
+	// before the log says so, and by what. It says so for one object of each class
+	// a minute. Zero is 30; negative is never. What wakes an object that often should
+	// find it in memory (a longer IdleTimeout) or not wake it at all (an
+	// auto-response).
+	WakeWarning int
+
 	// OnFatal is called once, on a goroutine of its own, when storage has failed
 	// for good and the runtime is dead. Nil does nothing; Done and Err tell too.
 	OnFatal func(error)
@@ -164,6 +176,12 @@ func open(cfg store.Config, o *Options) (*Runtime, error) {
 	if opt.IdleTimeout == 0 {
 		opt.IdleTimeout = 10 * time.Second
 	}
+	if opt.AwakeWarning == 0 {
+		opt.AwakeWarning = 5 * time.Minute
+	}
+	if opt.WakeWarning == 0 {
+		opt.WakeWarning = 30
+	}
 	if opt.Clock == nil {
 		opt.Clock = alarm.Real{}
 	}
@@ -192,6 +210,8 @@ func open(cfg store.Config, o *Options) (*Runtime, error) {
 		Sockets:          opt.Limits.Sockets,
 		Mailbox:          opt.Limits.Waiting,
 		Undelivered:      opt.Limits.Undelivered,
+		AwakeWarning:     opt.AwakeWarning,
+		WakeWarning:      opt.WakeWarning,
 		EvictEveryTurn:   opt.EvictEveryTurn,
 		Refused:          &rt.refused,
 	})
@@ -323,14 +343,6 @@ func (rt *Runtime) Stats() Stats {
 		Commits:         s.Commits,
 		Syncs:           s.Groups,
 	}
-}
-
-// Resident reports whether the object has an instance in memory, and how many
-// were made since its record came into memory (a record goes with the object's
-// last WebSocket and instance). It never wakes the object.
-func (rt *Runtime) Resident(id ID) (constructed uint64, inMemory bool) {
-	r := rt.reg.Residence(id.key)
-	return r.Constructed, r.InMemory
 }
 
 // Quiet reports whether no handler runs and nothing is on its way to or from

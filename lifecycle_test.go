@@ -35,8 +35,8 @@ func TestSocketOutlivesItsObject(t *testing.T) {
 	}
 	c.send("three")
 	c.expect("text:three 1")
-	if n, in := r.rt.Resident(r.ns.IDFromName("a")); n != 2 || !in {
-		t.Fatalf("constructed %d times, in memory %v", n, in)
+	if in := r.inspect("a"); in.Wakes != 2 || !in.InMemory() {
+		t.Fatalf("the object is %+v", in)
 	}
 	c.close(1000, "bye")
 	c.expect("close:1000 ")

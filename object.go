@@ -1,14 +1,12 @@
 package hibernate
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"iter"
 	"net/http"
 	"reflect"
 	"time"
@@ -413,7 +411,7 @@ func Await(ctx context.Context, f func(ctx context.Context) error) error {
 	if t == nil {
 		return ErrOutsideTurn
 	}
-	return t.Await(ctx, "Await", f)
+	return t.Await(ctx, registry.BlockerAwait, "", f)
 }
 
 // BlockConcurrencyWhile runs f with the turn held: no other event starts or
@@ -557,61 +555,4 @@ func (m *Method[T, In, Out]) Call(ctx context.Context, s Stub, in In) (out Out, 
 		return out, fmt.Errorf("%w: result of %s: %w", ErrInvalid, m.name, err)
 	}
 	return out, nil
-}
-
-// ObjectInfo is an object in a [Namespace.List].
-type ObjectInfo struct {
-	ID       ID
-	Name     string // empty if it has none or it is not known
-	InMemory bool   // there is an instance
-	Sockets  int
-}
-
-// List yields the objects that have storage, an alarm, a WebSocket or an instance,
-// in order of their IDs. It wakes none of them. What changes meanwhile may or may
-// not be seen. It reads storage in pages and may block; after an error it ends.
-func (n *Namespace) List(ctx context.Context) iter.Seq2[ObjectInfo, error] {
-	return func(yield func(ObjectInfo, error) bool) {
-		resident := n.class.rt.reg.Resident(n.class.reg)
-		info := func(l registry.Listed) ObjectInfo {
-			return ObjectInfo{ID{l.ID}, l.Name, l.InMemory, l.Sockets}
-		}
-		const page = 256
-		var after store.ID
-		for {
-			stored, err := n.class.rt.store.Objects(ctx, n.class.name, after, page)
-			if err != nil {
-				yield(ObjectInfo{}, err)
-				return
-			}
-			for _, s := range stored {
-				for len(resident) > 0 && bytes.Compare(resident[0].ID[:], s.ID[:]) < 0 {
-					if !yield(info(resident[0]), nil) {
-						return
-					}
-					resident = resident[1:]
-				}
-				o := ObjectInfo{ID: ID{s.ID}, Name: s.Name}
-				if len(resident) > 0 && resident[0].ID == s.ID {
-					o = info(resident[0])
-					if o.Name == "" {
-						o.Name = s.Name
-					}
-					resident = resident[1:]
-				}
-				if !yield(o, nil) {
-					return
-				}
-				after = s.ID
-			}
-			if len(stored) < page {
-				break
-			}
-		}
-		for _, l := range resident {
-			if !yield(info(l), nil) {
-				return
-			}
-		}
-	}
 }

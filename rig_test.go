@@ -199,13 +199,17 @@ var line = hibernate.NewMethod("line", func(a *actor, ctx context.Context, n int
 // in runs f in a turn of the object and returns its error once that is
 // durable. f must not end the test: it is on another goroutine.
 func (r *rig) in(name string, f func(ctx context.Context, a *actor) error) error {
-	r.play.mu.Lock()
-	r.play.count++
-	n := r.play.count
-	r.play.lines[n] = f
-	r.play.mu.Unlock()
-	_, err := line.Call(context.Background(), r.ns.GetByName(name), n)
+	_, err := line.Call(context.Background(), r.ns.GetByName(name), r.next(f))
 	return err
+}
+
+// next is the argument of line that runs f.
+func (r *rig) next(f func(ctx context.Context, a *actor) error) int {
+	r.play.mu.Lock()
+	defer r.play.mu.Unlock()
+	r.play.count++
+	r.play.lines[r.play.count] = f
+	return r.play.count
 }
 
 // must is in, where an error ends the test.
@@ -274,6 +278,18 @@ func (r *rig) evict(name string) {
 	if err := r.rt.Evict(ctx, r.ns.IDFromName(name)); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// inspect looks at the object.
+func (r *rig) inspect(name string) hibernate.Inspection {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	in, err := r.rt.Inspect(ctx, r.ns.IDFromName(name))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return in
 }
 
 // until polls for something that no event announces.

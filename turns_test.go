@@ -584,7 +584,7 @@ func TestWhatKeepsInMemory(t *testing.T) {
 			for range 10 {
 				r.clock.Advance(time.Minute)
 			}
-			if _, in := r.rt.Resident(r.ns.IDFromName("a")); !in {
+			if in := r.inspect("a"); !in.InMemory() {
 				t.Error("dropped from memory")
 			}
 			d.pass()

@@ -115,10 +115,14 @@ func routes(rt *hibernate.Runtime) (http.Handler, error) {
 	socket := rooms.Handler(func(h *hibernate.Handshake) (hibernate.Join, error) {
 		return hibernate.Join{Object: rooms.GetByName(h.PathValue("name"))}, nil
 	})
-	// Resident looks without waking, so a page may ask as often as it likes.
+	// Inspect looks without waking, so a page may ask as often as it likes.
 	state := func(w http.ResponseWriter, r *http.Request) {
-		constructed, inMemory := rt.Resident(rooms.IDFromName(r.PathValue("name")))
-		writeJSON(w, map[string]any{"constructed": constructed, "inMemory": inMemory})
+		room, err := rt.Inspect(r.Context(), rooms.IDFromName(r.PathValue("name")))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		writeJSON(w, map[string]any{"constructed": room.Wakes, "inMemory": room.InMemory()})
 	}
 	index := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", "default-src 'self'; img-src data:")

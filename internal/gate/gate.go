@@ -1,7 +1,10 @@
 // Package gate decides which output may leave.
 package gate
 
-import "sync"
+import (
+	"iter"
+	"sync"
+)
 
 // Seq numbers the commits of one object, from 1.
 type Seq uint64
@@ -138,6 +141,19 @@ func (g *Gate[T]) Forgive() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.err = nil
+}
+
+// Held yields what waits, in its order. The lock is held meanwhile.
+func (g *Gate[T]) Held() iter.Seq[T] {
+	return func(yield func(T) bool) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for i := range g.held {
+			if !yield(g.held[i].out) {
+				return
+			}
+		}
+	}
 }
 
 // Quiet reports whether nothing is outstanding or held.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/store"
@@ -18,7 +19,10 @@ type Activation struct {
 	// Guarded by the object's lock.
 	idle      alarm.Deadline
 	idleArmed bool
+	idleSince time.Time
 	blockers  map[*Blocker]struct{}
+
+	prev, next *Activation // in the shard's list; guarded by the shard's lock
 
 	mu      sync.Mutex // guards the following
 	current *Turn      // the turn that may use the object now; nil between turns
@@ -96,6 +100,7 @@ func (a *Activation) begin(t *Turn) error {
 	if a.ended != nil {
 		return a.ended
 	}
+	t.began = a.obj.reg.watch.now.Load()
 	a.current = t
 	a.turns[t] = struct{}{}
 	return nil
@@ -116,20 +121,20 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		done:     make(chan struct{}),
 	}
 	a.idle.F = func() { o.idleCheck(a) }
+	o.made(a)
 	o.mu.Lock()
 	if o.runner != me {
 		o.mu.Unlock()
+		o.unmade(a)
 		a.Store.Close()
 		o.finish(w, ErrReset)
 		return nil
 	}
 	o.act = a
-	o.constructed++
 	o.mu.Unlock()
-	reg.stats.constructed.Add(1)
-	reg.stats.inMemory.Add(1)
+	o.woken(w)
 
-	t := &Turn{act: a, work: w, me: me, pinned: 1}
+	t := &Turn{act: a, work: w, me: me, pinned: 1, constructor: true}
 	if err := a.begin(t); err != nil {
 		o.finish(w, resetError(err))
 		return nil
@@ -156,9 +161,11 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 	}
 	if err != nil {
 		o.constructFailed(a, w, err)
+		o.returned(t)
 		return nil
 	}
 	if a.Ended() != nil { // it was reset meanwhile
+		o.returned(t)
 		o.finish(w, a.Ended())
 		return nil
 	}

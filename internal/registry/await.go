@@ -19,7 +19,7 @@ const (
 // Await gives the turn up while f runs. What was written is committed and durable
 // before f begins, because f may tell it to the outside world (semantics 11.5).
 // Inside something that holds the turn it only waits.
-func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) error) (err error) {
+func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(context.Context) error) (err error) {
 	a, o := t.act, t.act.obj
 	a.mu.Lock()
 	if err := t.checkLocked(); err != nil {
@@ -56,7 +56,7 @@ func (t *Turn) Await(ctx context.Context, name string, f func(context.Context) e
 		return err
 	}
 	o.eventOver(t)
-	b := o.addBlocker(a, name)
+	b := o.addBlocker(a, kind, name)
 	o.giveUp(t)
 	defer func() { // also when f panics: the panic goes on in the turn
 		gone := o.takeUp(t)

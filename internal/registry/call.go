@@ -131,5 +131,5 @@ func (r *Registry) Call(ctx context.Context, c *Class, id store.ID, name string,
 	}
 	w.called = true
 	defer r.calls.leave(t, w)
-	return t.Await(ctx, w.Cause.String()+" of "+c.Name, wait)
+	return t.Await(ctx, BlockerCall, w.Cause.String()+" of "+c.Name, wait)
 }

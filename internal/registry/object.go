@@ -28,17 +28,16 @@ type Object struct {
 	// flush is owned by whoever drains the gate.
 	flush []*socket.Socket
 
-	mu          sync.Mutex // guards the following; no call out of this package is made under it
-	name        string     // "" until known
-	removed     bool       // no longer in the registry
-	mail        mailbox    // what waits for a turn
-	runner      *runner    // holds the right to run turns; nil: nobody
-	act         *Activation
-	constructed uint64 // activations so far
-	idleSince   time.Time
-	sockets     socket.List
-	auto        []Pair
-	timeout     time.Duration // of socket events; 0: none
+	mu      sync.Mutex // guards the following; no call out of this package is made under it
+	name    string     // "" until known
+	removed bool       // no longer in the registry
+	mail    mailbox    // what waits for a turn
+	runner  *runner    // holds the right to run turns; nil: nobody
+	act     *Activation
+	wakes   wakes
+	sockets socket.List
+	auto    []Pair
+	timeout time.Duration // of socket events; 0: none
 }
 
 // A Pair is one auto-response, its answer encoded as a frame.
@@ -97,6 +96,8 @@ const (
 	CauseCall
 	CauseDo
 	CauseEvict
+
+	CauseCount = iota + 1 // length of an array by Cause
 )
 
 var causes = [...]string{"", "message", "close", "error", "request", "alarm", "call", "do", "evict"}
@@ -327,7 +328,7 @@ func (o *Object) settleWork(w *Work) bool {
 func (o *Object) settle() {
 	o.mu.Lock()
 	if a := o.act; a != nil {
-		o.idleSince = o.reg.cfg.Clock.Now()
+		a.idleSince = o.reg.cfg.Clock.Now()
 		arm := !a.idleArmed && o.runner == nil && len(a.blockers) == 0
 		if arm {
 			a.idleArmed = true
@@ -349,6 +350,7 @@ func (o *Object) settle() {
 		delete(sh.objects, o.id)
 		sh.mu.Unlock()
 		o.reg.stats.records.Add(-1)
+		o.class.counts.records.Add(-1)
 	}
 }
 
@@ -360,7 +362,7 @@ func (o *Object) idleCheck(a *Activation) {
 		o.mu.Unlock() // settle comes when it ends
 		return
 	}
-	if left := o.reg.cfg.IdleTimeout - o.reg.cfg.Clock.Now().Sub(o.idleSince); left > 0 {
+	if left := o.reg.cfg.IdleTimeout - o.reg.cfg.Clock.Now().Sub(a.idleSince); left > 0 {
 		a.idleArmed = true
 		o.mu.Unlock()
 		o.reg.timers.Set(&a.idle, left)
@@ -378,18 +380,12 @@ func (o *Object) dropLocked() { o.act = nil }
 // hibernated ends an activation that left nothing behind.
 func (o *Object) hibernated(a *Activation) {
 	o.reg.stats.hibernated.Add(1)
-	o.reg.stats.inMemory.Add(-1)
+	o.unmade(a)
 	a.end(ErrReset)
 }
 
-// A Blocker is something that keeps an activation in memory.
-type Blocker struct {
-	Name  string
-	Since time.Time
-}
-
-func (o *Object) addBlocker(a *Activation, name string) *Blocker {
-	b := &Blocker{name, o.reg.cfg.Clock.Now()}
+func (o *Object) addBlocker(a *Activation, kind BlockerKind, name string) *Blocker {
+	b := &Blocker{Kind: kind, Name: name, Since: o.reg.cfg.Clock.Now()}
 	o.mu.Lock()
 	a.blockers[b] = struct{}{}
 	o.mu.Unlock()
@@ -400,6 +396,7 @@ func (o *Object) dropBlocker(a *Activation, b *Blocker) {
 	o.mu.Lock()
 	delete(a.blockers, b)
 	o.mu.Unlock()
+	o.reg.revoked.gone(b)
 	o.settle()
 }
 
@@ -433,12 +430,13 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 	o.mu.Unlock()
 
 	// Counted before anybody is told.
-	o.reg.stats.inMemory.Add(-1)
-	o.reg.sockets.Add(-int64(len(sockets)))
+	o.unmade(a)
+	o.countSockets(-len(sockets))
 	if cut {
 		o.reg.stats.resets.Add(1)
 	}
 	running := a.end(cause)
+	o.revoke(a)
 	o.mu.Lock()
 	if o.runner == falling {
 		o.runner = nil
@@ -509,7 +507,13 @@ func (o *Object) kill(err error) {
 	for _, s := range sockets {
 		s.Cut()
 	}
-	o.reg.sockets.Add(-int64(len(sockets)))
+	o.countSockets(-len(sockets))
+}
+
+// countSockets counts n more sockets, or fewer.
+func (o *Object) countSockets(n int) {
+	o.reg.sockets.Add(int64(n))
+	o.class.counts.sockets.Add(int64(n))
 }
 
 // Deliver takes an event of one of the object's sockets.
@@ -622,7 +626,7 @@ func (o *Object) removeSocket(s *socket.Socket) bool {
 	was := o.sockets.Remove(s)
 	o.mu.Unlock()
 	if was {
-		o.reg.sockets.Add(-1)
+		o.countSockets(-1)
 	}
 	return was
 }

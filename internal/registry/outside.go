@@ -91,7 +91,7 @@ func (t *Turn) WaitUntil(name string, f func(context.Context)) error {
 		return err
 	}
 	a, o := t.act, t.act.obj
-	b := o.addBlocker(a, name)
+	b := o.addBlocker(a, BlockerWaitUntil, name)
 	o.reg.lives.add()
 	go func() {
 		defer o.reg.lives.done()

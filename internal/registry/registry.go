@@ -9,12 +9,10 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,8 +61,10 @@ type Config struct {
 	MaxConstructing  int64
 	SocketsPerObject int
 	Sockets          int
-	Mailbox          int   // requests, calls and Do functions waiting at one object
-	Undelivered      int64 // bytes a turn may hold back for sockets
+	Mailbox          int           // requests, calls and Do functions waiting at one object
+	Undelivered      int64         // bytes a turn may hold back for sockets
+	AwakeWarning     time.Duration // age at which the log tells of a blocker; 0 or less: never
+	WakeWarning      int           // wakes of an object in a minute that the log tells of; 0 or less: never
 	EvictEveryTurn   bool
 	Refused          *limit.Counters // counts refusals; nil: nobody does
 }
@@ -90,13 +90,15 @@ type AlarmInfo struct {
 	Retries   int // counted failures before this run
 }
 
-// A Class is the immutable description of one kind of object.
+// A Class is the description of one kind of object, immutable but for its counters.
 type Class struct {
 	Name             string
 	Behavior         Behavior
 	Sockets          *socket.Config
 	RollbackOnError  bool
 	ConstructTimeout time.Duration
+
+	counts classCounts
 }
 
 // A Registry is the set of all objects of a runtime.
@@ -119,15 +121,21 @@ type Registry struct {
 	calls  calls
 
 	runners runners
+	watch   watch
+	revoked revoked
 }
 
 const shardCount = 64
 
-// A shard is one part of the objects, by the leading bits of their id.
+// A shard is one part of the objects, by the leading bits of their id: the ids of a
+// shard are below those of the next.
 type shard struct {
 	mu      sync.Mutex // guards the following
 	objects map[store.ID]*Object
+	awake   *Activation // the first of those in memory
 }
+
+func shardOf(id store.ID) int { return int(id[0]) * shardCount / 256 }
 
 type counters struct {
 	constructed, hibernated, failed, resets atomic.Uint64
@@ -140,6 +148,7 @@ type counters struct {
 func New(cfg Config) *Registry {
 	r := &Registry{cfg: cfg, timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
 	r.runners.reg = r
+	r.watch.init(r)
 	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
 	for i := range r.shards {
 		r.shards[i].objects = map[store.ID]*Object{}
@@ -173,7 +182,7 @@ func (r *Registry) class(name string) *Class {
 	return r.classes[name]
 }
 
-func (r *Registry) shard(id store.ID) *shard { return &r.shards[id[0]%shardCount] }
+func (r *Registry) shard(id store.ID) *shard { return &r.shards[shardOf(id)] }
 
 // Object returns the record of id, and makes one if there is none. The caller
 // must post to it: a record without sockets or work is removed when it settles.
@@ -187,6 +196,7 @@ func (r *Registry) object(c *Class, id store.ID, name string) *Object {
 		o.gate.Init(o.release, o.released)
 		sh.objects[id] = o
 		r.stats.records.Add(1)
+		c.counts.records.Add(1)
 	}
 	return o
 }
@@ -231,48 +241,6 @@ func (r *Registry) Post(c *Class, id store.ID, name string, w *Work) error {
 			return err
 		}
 	}
-}
-
-// Residence is what is known of an object without waking it.
-type Residence struct {
-	InMemory    bool
-	Constructed uint64 // by this record; it is forgotten with the last socket
-	Sockets     int
-}
-
-// Residence looks at an object without waking it.
-func (r *Registry) Residence(id store.ID) Residence {
-	o := r.find(id)
-	if o == nil {
-		return Residence{}
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return Residence{InMemory: o.act != nil, Constructed: o.constructed, Sockets: o.sockets.Len()}
-}
-
-// Listed is an object in a listing.
-type Listed struct {
-	ID store.ID
-	Residence
-	Name string
-}
-
-// Resident are the objects of c that have a record, in order of their ids.
-func (r *Registry) Resident(c *Class) []Listed {
-	var list []Listed
-	r.each(func(o *Object) {
-		if o.class != c {
-			return
-		}
-		o.mu.Lock()
-		if !o.removed {
-			list = append(list, Listed{ID: o.id, Name: o.name, Residence: Residence{o.act != nil, o.constructed, o.sockets.Len()}})
-		}
-		o.mu.Unlock()
-	})
-	slices.SortFunc(list, func(a, b Listed) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	return list
 }
 
 // Stats are counters of a registry, since it was made, and sizes of now.
@@ -372,7 +340,9 @@ func (r *Registry) Farewell(ctx context.Context, code uint16, reason string) int
 		})
 	}
 	g.Wait()
-	r.sockets.Add(-int64(len(all)))
+	for _, s := range all {
+		s.Owner().(*Object).countSockets(-1)
+	}
 	return int(cut.Load())
 }
 
@@ -419,7 +389,7 @@ func (r *Registry) Evict(ctx context.Context, id store.ID) error {
 func (r *Registry) EvictAll(ctx context.Context) error {
 	var errs []error
 	r.each(func(o *Object) {
-		if !r.Residence(o.id).InMemory {
+		if l, _ := o.listed(); !l.InMemory {
 			return
 		}
 		if err := r.Evict(ctx, o.id); err != nil {

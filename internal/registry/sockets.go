@@ -156,6 +156,7 @@ func (o *Object) list(s *socket.Socket) error {
 		return cfg.Refused.Refuse(limit.SocketsPerObject, int64(cfg.SocketsPerObject), int64(n)+1)
 	}
 	o.sockets.Add(s)
+	o.class.counts.sockets.Add(1)
 	return nil
 }
 

@@ -22,6 +22,9 @@ type Turn struct {
 	me     *runner
 	parent context.Context // whose values the turn carries
 
+	constructor bool  // immutable
+	began       int64 // by the watch's clock, Unix milliseconds; immutable after begin
+
 	// Guarded by act.mu.
 	done    chan struct{} // made when somebody asks
 	err     error         // why the turn ended
@@ -29,6 +32,7 @@ type Turn struct {
 	pinned  int           // over 0: inside something that gives the turn up to nobody
 	blocks  int           // nested BlockConcurrencyWhile
 	waiting bool          // the socket event still counts as waiting at the object
+	warned  bool          // the log has said that the turn is long
 }
 
 type turnKey struct{}
@@ -197,7 +201,7 @@ func (o *Object) limitTurn(a *Activation, w *Work, d time.Duration) *alarm.Deadl
 func (o *Object) conclude(t *Turn, err error) {
 	a, w := t.act, t.work
 	if ended := a.Ended(); ended != nil {
-		t.leave(ended)
+		o.returned(t)
 		o.finish(w, ended)
 		o.eventOver(t)
 		return
@@ -248,6 +252,12 @@ func (t *Turn) leave(cause error) {
 	a.mu.Unlock()
 }
 
+// returned says that the goroutine of a turn that is over has left user code.
+func (o *Object) returned(t *Turn) {
+	t.leave(ErrReset)
+	o.reg.revoked.gone(t)
+}
+
 // eventOver says that the turn's socket event no longer waits at the object: its
 // handler has returned, or lets others in (semantics 4.3, 2.4).
 func (o *Object) eventOver(t *Turn) {
@@ -278,6 +288,7 @@ func (o *Object) call(t *Turn, f func() error) (err error) {
 			p := &PanicError{Value: errGoexit, Stack: debug.Stack()}
 			if t.pinned > 0 && t.act.Instance == nil {
 				o.constructFailed(t.act, t.work, p)
+				o.returned(t)
 			} else {
 				o.conclude(t, p)
 			}
