@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,7 +91,10 @@ type shelf struct {
 	refuse    map[string]bool
 	maxListed int // at once
 	listed    int
+	busy      atomic.Int64
 }
+
+func (s *shelf) Busy(delta int) { s.busy.Add(int64(delta)) }
 
 func (s *shelf) Pending(after Entry, limit int) ([]Entry, error) {
 	s.mu.Lock()
@@ -311,7 +315,7 @@ func TestSchedulerLooksAgainForAClockThatWasSet(t *testing.T) {
 	defer s.Wait()
 	defer s.Stop()
 	s.Wake()
-	for !s.Quiet() {
+	for src.busy.Load() > 0 {
 		time.Sleep(time.Millisecond) // the scan is on its own goroutine
 	}
 	at, ok := c.Next()

@@ -32,6 +32,9 @@ type Source interface {
 	// Fire starts the alarm e and calls concluded, on any goroutine, when its
 	// outcome is on disk. It reports false if it cannot start e now.
 	Fire(e Entry, concluded func()) bool
+	// Busy is called with 1 when a scan begins and with -1 when it has ended. It may
+	// be called under a lock, and must not block.
+	Busy(delta int)
 }
 
 // A Scheduler fires what a Source keeps when it is due, behind one timer.
@@ -83,15 +86,9 @@ func (s *Scheduler) wakeLocked() {
 		return
 	}
 	s.scanning = true
+	s.source.Busy(1)
 	s.ended.Add(1)
 	go s.scan()
-}
-
-// Quiet reports whether no scan and no alarm is under way.
-func (s *Scheduler) Quiet() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.scanning
 }
 
 // Stop fires nothing more. What was fired goes on.
@@ -119,6 +116,7 @@ func (s *Scheduler) concluded(id [32]byte) {
 // timer for what comes next.
 func (s *Scheduler) scan() {
 	defer s.ended.Done()
+	defer s.source.Busy(-1)
 	for {
 		next, again := s.pass()
 		s.mu.Lock()

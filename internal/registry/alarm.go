@@ -53,6 +53,9 @@ func (r *alarmSource) Fire(e alarm.Entry, concluded func()) bool {
 	return reg.Post(c, e.ID, "", &Work{Cause: CauseAlarm, Run: run.run, Done: run.done}) == nil
 }
 
+// Busy counts a scan as work that Quiet waits for.
+func (r *alarmSource) Busy(delta int) { r.busy.Add(int64(delta)) }
+
 // An alarmRun is one run of an alarm handler, and what becomes of it.
 type alarmRun struct {
 	reg       *Registry

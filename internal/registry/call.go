@@ -103,17 +103,26 @@ func (c *calls) leave(t *Turn, w *Work) {
 // turn up meanwhile, as Await does. ctx ends the wait for a turn of the object;
 // work that has begun is waited for.
 func (r *Registry) Call(ctx context.Context, c *Class, id store.ID, name string, w *Work) error {
+	// Where nobody else counts as busy the call does: from here until the work is
+	// posted, and again from its outcome until the caller goes on.
+	r.busy.Add(1)
+	defer r.busy.Add(-1)
 	done := make(chan error, 1)
-	w.Done = func(err error) { done <- err }
+	w.Done = func(err error) {
+		r.busy.Add(1)
+		done <- err
+	}
 	wait := func(ctx context.Context) error {
 		if err := r.Post(c, id, name, w); err != nil {
 			return err
 		}
+		r.busy.Add(-1)
 		select {
 		case err := <-done:
 			return err
 		case <-ctx.Done():
 			if r.Withdraw(id, w) {
+				r.busy.Add(1)
 				return context.Cause(ctx)
 			}
 			return <-done

@@ -591,6 +591,9 @@ func (o *Object) HoldBehindTurn(s *socket.Socket, f socket.Frame) {
 	o.gate.Drain()
 }
 
+// Busy counts work that Quiet waits for.
+func (o *Object) Busy(delta int) { o.reg.busy.Add(int64(delta)) }
+
 // release lets one output go. The gate calls it, one at a time.
 func (o *Object) release(out output, err error) {
 	if out.sock == nil {

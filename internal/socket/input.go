@@ -150,6 +150,8 @@ func (s *Socket) peerClosed(it wire.Item) {
 	s.dec.Drop()
 	finish := s.finishLocked()
 	s.mu.Unlock()
+	s.owner.Busy(1)
+	defer s.owner.Busy(-1)
 	if finish {
 		s.finish()
 	} else if s.cfg.ManualClose {
@@ -192,6 +194,8 @@ func (s *Socket) fail(err error) {
 	s.dec.Drop()
 	finish := s.finishLocked()
 	s.mu.Unlock()
+	s.owner.Busy(1)
+	defer s.owner.Busy(-1)
 	if finish {
 		s.finish()
 	}
@@ -205,6 +209,8 @@ func (s *Socket) End(err error) {
 	s.flags |= lost
 	s.dec.Drop()
 	s.mu.Unlock()
+	s.owner.Busy(1)
+	defer s.owner.Busy(-1)
 	s.drop()
 	s.terminate()
 }

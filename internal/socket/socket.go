@@ -82,6 +82,9 @@ type Owner interface {
 	Hold(s *Socket, f Frame)
 	// HoldBehindTurn is Hold, behind what a turn under way has sent too.
 	HoldBehindTurn(s *Socket, f Frame)
+	// Busy is called with 1 when the end of a socket begins to be told to its peer
+	// and its object, and with -1 when both know.
+	Busy(delta int)
 }
 
 // A Frame is encoded output, shared by all sockets it goes to.

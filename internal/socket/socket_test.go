@@ -54,6 +54,7 @@ func (o *owner) Hold(s *Socket, f Frame) {
 }
 
 func (o *owner) HoldBehindTurn(s *Socket, f Frame) { o.Hold(s, f) }
+func (o *owner) Busy(int)                          {}
 
 func (o *owner) release() {
 	o.mu.Lock()
