@@ -47,6 +47,7 @@ import (
 	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/registry"
+	"github.com/hibernate-go/hibernate/internal/seam"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -159,11 +160,11 @@ type Runtime struct {
 //
 // Open reads no objects. A class's alarms run from its [Register] on.
 func Open(dir string, o *Options) (*Runtime, error) {
-	return open(store.Config{Dir: dir}, o)
+	return open(store.Config{Dir: dir}, o, nil)
 }
 
-// open opens a runtime on a store of the given kind.
-func open(cfg store.Config, o *Options) (*Runtime, error) {
+// open opens a runtime on a store of the given kind. probe is of the users' test kit.
+func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error) {
 	rt := &Runtime{doors: map[*accept.Listener]struct{}{}, done: make(chan struct{}), opened: make(chan struct{})}
 	defer close(rt.opened)
 	if o != nil {
@@ -214,8 +215,27 @@ func open(cfg store.Config, o *Options) (*Runtime, error) {
 		WakeWarning:      opt.WakeWarning,
 		EvictEveryTurn:   opt.EvictEveryTurn,
 		Refused:          &rt.refused,
+		Probe:            probe,
 	})
 	return rt, nil
+}
+
+func init() {
+	seam.Open = func(cfg store.Config, options any, probe *registry.Probe) (any, *registry.Registry, error) {
+		rt, err := open(cfg, options.(*Options), probe)
+		if err != nil {
+			return nil, nil, err
+		}
+		return rt, rt.reg, nil
+	}
+	seam.Namespace = func(c *registry.Class) any { return &Namespace{c.Behavior.(*class)} }
+	seam.Object = func(stub any) (*registry.Class, store.ID, string) {
+		s := stub.(Stub)
+		if s.class == nil {
+			return nil, s.id.key, s.name
+		}
+		return s.class.reg, s.id.key, s.name
+	}
 }
 
 // die ends a runtime whose storage has failed: held output is dropped and every

@@ -20,9 +20,10 @@ const module = "github.com/hibernate-go/hibernate"
 // Calls go down by method; news comes up through an interface that the lower package declares.
 // A package that is not listed may not exist, and an edge that nobody uses may not stay.
 var allowedImports = map[string][]string{
-	".":                  {"internal/accept", "internal/alarm", "internal/limit", "internal/poll", "internal/registry", "internal/socket", "internal/store", "internal/wire"},
+	".":                  {"internal/accept", "internal/alarm", "internal/limit", "internal/poll", "internal/registry", "internal/seam", "internal/socket", "internal/store", "internal/wire"},
 	"internal/accept":    {"internal/alarm", "internal/poll", "internal/wire"},
 	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
+	"internal/seam":      {"internal/registry", "internal/store"},
 	"internal/socket":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},
 	"internal/store":     {"internal/mutation"},
 	"internal/alarm":     {},

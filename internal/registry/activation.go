@@ -151,6 +151,9 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 			o.setName(h.Name)
 		}
 	}
+	if p := reg.cfg.Probe; p != nil {
+		p.woken(o, w)
+	}
 	err := o.call(t, func() error {
 		instance, err := o.class.Behavior.Construct(t, a)
 		a.Instance = instance
@@ -160,6 +163,9 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		reg.timers.Clear(&limit)
 	}
 	if err != nil {
+		if p := reg.cfg.Probe; p != nil {
+			p.ended(o, w, err)
+		}
 		o.constructFailed(a, w, err)
 		o.returned(t)
 		return nil

@@ -101,6 +101,9 @@ func (t *Turn) WaitUntil(name string, f func(context.Context)) error {
 				o.log().Error("WaitUntil work panicked", "work", name, "panic", v, "stack", string(debug.Stack()))
 			}
 		}()
+		if p := o.reg.cfg.Probe; p != nil {
+			p.labelWork(o, name)
+		}
 		f(&Outside{act: a, values: t.parent})
 	}()
 	return nil

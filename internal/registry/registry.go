@@ -67,6 +67,7 @@ type Config struct {
 	WakeWarning      int           // wakes of an object in a minute that the log tells of; 0 or less: never
 	EvictEveryTurn   bool
 	Refused          *limit.Counters // counts refusals; nil: nobody does
+	Probe            *Probe          // of the users' test kit; nil: none
 }
 
 // A Behavior is what a class's instances do, in terms of this package. It runs

@@ -59,6 +59,9 @@ func (r *runner) start(o *Object) {
 
 // loop runs objects until it is not needed any more.
 func (r *runner) loop() {
+	if p := r.reg.cfg.Probe; p != nil {
+		p.label()
+	}
 	for {
 		r.run()
 		if !r.reg.runners.park(r) {

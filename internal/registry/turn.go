@@ -175,6 +175,9 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	if d > 0 {
 		limit = o.limitTurn(a, w, d)
 	}
+	if p := o.reg.cfg.Probe; p != nil {
+		p.began(o, w)
+	}
 	err := o.call(t, func() error {
 		if w.sock != nil {
 			return o.class.Behavior.SocketEvent(t, a.Instance, w.sock, w.event)
@@ -200,6 +203,9 @@ func (o *Object) limitTurn(a *Activation, w *Work, d time.Duration) *alarm.Deadl
 // conclude ends t after its handler has returned err.
 func (o *Object) conclude(t *Turn, err error) {
 	a, w := t.act, t.work
+	if p := o.reg.cfg.Probe; p != nil {
+		p.ended(o, w, err)
+	}
 	if ended := a.Ended(); ended != nil {
 		o.returned(t)
 		o.finish(w, ended)
@@ -268,6 +274,9 @@ func (o *Object) eventOver(t *Turn) {
 	t.act.mu.Unlock()
 	if !was {
 		return
+	}
+	if p := o.reg.cfg.Probe; p != nil {
+		p.over(w)
 	}
 	if w.event.Kind != socket.Message {
 		o.removeSocket(w.sock)

@@ -26,5 +26,8 @@ func (fs FS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, 
 // Link fails, so that a snapshot copies.
 func (FS) Link(string, string) error { return errors.ErrUnsupported }
 
+// Crash is Cut that leaves nothing of what was not synced.
+func (fs FS) Crash() FS { return fs.Cut(vfs.CrashCloneCfg{}) }
+
 // Cut returns what is left after a power failure, with some of what was not synced.
 func (fs FS) Cut(cfg vfs.CrashCloneCfg) FS { return FS{fs.CrashClone(cfg)} }
