@@ -1,5 +1,5 @@
 // A module of its own, so that the library does not depend on a browser driver.
-module github.com/hibernate-go/hibernate/examples/chat/browsertest
+module github.com/hibernate-go/hibernate/examples/browsertest
 
 go 1.26.0
 
