@@ -119,6 +119,17 @@ type Options struct {
 	// auto-response).
 	WakeWarning int
 
+	// Observer is told of every turn, for tracing. Nil costs nothing.
+	Observer Observer
+
+	// TurnTimes has the time that handlers take counted, for [Stats].TurnTime. That is
+	// two looks at the clock for each turn, of some 65 ns each. An Observer implies it.
+	TurnTimes bool
+
+	// ProfileLabels has the goroutines of turns, and what they start, carry the labels
+	// class and event in profiles (see [runtime/pprof]). That is some 16 ns for each turn.
+	ProfileLabels bool
+
 	// OnFatal is called once, on a goroutine of its own, when storage has failed
 	// for good and the runtime is dead. Nil does nothing; Done and Err tell too.
 	OnFatal func(error)
@@ -201,7 +212,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 	if rt.poller, err = poll.New(poll.Options{Logger: rt.log}); err != nil {
 		return nil, errors.Join(fmt.Errorf("hibernate: poller: %w", err), rt.store.Close())
 	}
-	rt.reg = registry.New(registry.Config{
+	regCfg := registry.Config{
 		Store:            rt.store,
 		Clock:            opt.Clock,
 		Logger:           rt.log,
@@ -216,7 +227,13 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		EvictEveryTurn:   opt.EvictEveryTurn,
 		Refused:          &rt.refused,
 		Probe:            probe,
-	})
+		TurnTimes:        opt.TurnTimes,
+		ProfileLabels:    opt.ProfileLabels,
+	}
+	if opt.Observer != nil {
+		regCfg.Observer = observer{opt.Observer}
+	}
+	rt.reg = registry.New(regCfg)
 	return rt, nil
 }
 
@@ -321,48 +338,6 @@ var _ io.Closer = (*Runtime)(nil)
 // the copy has begun.
 func (rt *Runtime) Snapshot(ctx context.Context, dir string) error {
 	return rt.store.Snapshot(ctx, dir)
-}
-
-// Stats are sizes of now and counters since Open.
-type Stats struct {
-	Sockets         int64 // connected WebSockets
-	ObjectsInMemory int64 // objects with an instance
-	ObjectsAsleep   int64 // objects without one that have WebSockets
-
-	Constructed   uint64 // instances made
-	Hibernated    uint64 // instances dropped because they were idle or evicted
-	Failed        uint64 // constructors that failed
-	Resets        uint64 // objects reset
-	Messages      uint64 // messages delivered to handlers
-	AutoResponses uint64 // messages answered without a handler
-	Panics        uint64 // handlers that panicked
-	HandlerErrors uint64 // handlers that returned an error
-
-	Refused Refusals // what met a limit
-
-	Commits uint64 // turns whose writes are durable
-	Syncs   uint64 // syncs of the disk that took
-}
-
-// Stats reads the counters. It blocks nobody.
-func (rt *Runtime) Stats() Stats {
-	r, s := rt.reg.Stats(), rt.store.Stats()
-	return Stats{
-		Sockets:         r.Sockets,
-		ObjectsInMemory: r.InMemory,
-		ObjectsAsleep:   max(r.Records-r.InMemory, 0),
-		Constructed:     r.Constructed,
-		Hibernated:      r.Hibernated,
-		Failed:          r.Failed,
-		Resets:          r.Reset,
-		Messages:        r.Messages,
-		AutoResponses:   r.AutoResponses,
-		Panics:          r.Panics,
-		HandlerErrors:   r.HandlerErrors,
-		Refused:         rt.refused.Load(),
-		Commits:         s.Commits,
-		Syncs:           s.Groups,
-	}
 }
 
 // Quiet reports whether no handler runs and nothing is on its way to or from

@@ -239,28 +239,3 @@ func (rt *Runtime) Namespaces() []*Namespace {
 
 // Class is the name the class was registered by.
 func (n *Namespace) Class() string { return n.class.name }
-
-// ClassStats are sizes of now and counters since [Register].
-type ClassStats struct {
-	Sockets         int64 // connected WebSockets
-	ObjectsInMemory int64 // objects with an instance
-	ObjectsAsleep   int64 // objects without one that have WebSockets
-	Wakes           Wakes // instances made, by cause
-}
-
-// Wakes counts instances made by what they were made for.
-type Wakes [registry.CauseCount]uint64
-
-// By is the count of one cause.
-func (w Wakes) By(c Cause) uint64 {
-	if int(c) >= len(w) {
-		return 0
-	}
-	return w[c]
-}
-
-// Stats reads the counters of the class. It blocks nobody.
-func (n *Namespace) Stats() ClassStats {
-	s := n.class.reg.Stats()
-	return ClassStats{s.Sockets, s.InMemory, max(s.Records-s.InMemory, 0), s.Wakes}
-}

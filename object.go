@@ -429,10 +429,7 @@ func (s *State) BlockConcurrencyWhile(ctx context.Context, f func(ctx context.Co
 // object's own. ctx bounds the wait for the turn, not f. It returns f's error,
 // [ErrReentrant] when called in a turn, and [ErrReset] when the instance is gone.
 func (s *State) Do(ctx context.Context, f func(ctx context.Context) error) error {
-	return s.act.Do(ctx, func(t *registry.Turn) error {
-		t.WithValues(ctx)
-		return f(t)
-	})
+	return s.act.Do(ctx, func(t *registry.Turn) error { return f(t) })
 }
 
 // WaitUntil runs f on a goroutine of its own and keeps the object in memory until
@@ -523,8 +520,7 @@ func (m *Method[T, In, Out]) Call(ctx context.Context, s Stub, in In) (out Out, 
 	}
 	var result []byte
 	var failed error
-	w := &registry.Work{Cause: registry.CauseCall, Run: func(t *registry.Turn, instance any) error {
-		t.WithValues(ctx)
+	w := &registry.Work{Cause: registry.CauseCall, Values: ctx, Run: func(t *registry.Turn, instance any) error {
 		obj, ok := instance.(T)
 		if !ok {
 			failed = fmt.Errorf("%w: method %s is of %v, object of class %q is %T", ErrInvalid, m.name, reflect.TypeFor[T](), c.name, instance)

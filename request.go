@@ -55,9 +55,9 @@ func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	res := &response{class: c, request: r, header: http.Header{}, changed: make(chan struct{}, 1)}
 	work := &registry.Work{
-		Cause: registry.CauseRequest,
+		Cause:  registry.CauseRequest,
+		Values: r.Context(),
 		Run: func(t *registry.Turn, instance any) error {
-			t.WithValues(r.Context())
 			res.turn = t
 			q := r.WithContext(t)
 			q.Body = http.NoBody

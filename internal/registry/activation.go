@@ -134,7 +134,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 	o.mu.Unlock()
 	o.woken(w)
 
-	t := &Turn{act: a, work: w, me: me, pinned: 1, constructor: true}
+	t := &Turn{act: a, work: w, me: me, parent: w.Values, pinned: 1, constructor: true}
 	if err := a.begin(t); err != nil {
 		o.finish(w, resetError(err))
 		return nil

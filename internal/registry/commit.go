@@ -63,8 +63,12 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	}
 	seq := o.gate.Issue(hold && !mutation.Gate)
 	o.reg.busy.Add(1)
+	begun := o.reg.cfg.Clock.Now()
 	st.Commit(func(err error) { // on the store's goroutine
 		defer o.reg.busy.Add(-1)
+		if hold {
+			o.reg.stats.gateWait.add(o.reg.cfg.Clock.Now().Sub(begun))
+		}
 		if err != nil {
 			o.commitFailed(seq, err)
 		} else {

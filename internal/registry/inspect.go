@@ -83,6 +83,7 @@ func (w *wakes) time() time.Time {
 type classCounts struct {
 	sockets, inMemory, records atomic.Int64
 	wakes                      [CauseCount]atomic.Uint64
+	turns                      histogram
 	warned                     atomic.Int64 // the last minute in which a frequent wake was logged
 }
 
@@ -90,12 +91,13 @@ type classCounts struct {
 type ClassStats struct {
 	Sockets, InMemory, Records int64
 	Wakes                      [CauseCount]uint64 // by Cause
+	Turns                      Histogram
 }
 
 // Stats reads the counters.
 func (c *Class) Stats() ClassStats {
 	n := &c.counts
-	s := ClassStats{Sockets: n.sockets.Load(), InMemory: n.inMemory.Load(), Records: n.records.Load()}
+	s := ClassStats{Sockets: n.sockets.Load(), InMemory: n.inMemory.Load(), Records: n.records.Load(), Turns: n.turns.load()}
 	for i := range s.Wakes {
 		s.Wakes[i] = n.wakes[i].Load()
 	}

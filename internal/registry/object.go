@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ type output struct {
 // Work is one thing to be done in a turn of an object.
 type Work struct {
 	Cause Cause
+	// Values is the context whose values the turn carries, nil if none.
+	Values context.Context
 	// Run is called in the turn, on its goroutine.
 	Run func(t *Turn, instance any) error
 	// Done is called once: with nil when everything before it is durable, or

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Do runs f as a turn of a and waits for it.
+// Do runs f as a turn of a, which carries the values of ctx, and waits for it.
 func (a *Activation) Do(ctx context.Context, f func(*Turn) error) error {
 	if t := TurnOf(ctx); t != nil && t.Check() == nil {
 		return fmt.Errorf("%w: Do inside a turn", ErrReentrant)
@@ -18,10 +18,11 @@ func (a *Activation) Do(ctx context.Context, f func(*Turn) error) error {
 	var result error
 	done := make(chan error, 1)
 	w := &Work{
-		Cause: CauseDo,
-		only:  a,
-		Run:   func(t *Turn, _ any) error { result = f(t); return nil },
-		Done:  func(err error) { done <- err },
+		Cause:  CauseDo,
+		Values: ctx,
+		only:   a,
+		Run:    func(t *Turn, _ any) error { result = f(t); return nil },
+		Done:   func(err error) { done <- err },
 	}
 	o := a.obj
 	if err := o.post(w, ""); err != nil {

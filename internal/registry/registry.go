@@ -66,6 +66,9 @@ type Config struct {
 	AwakeWarning     time.Duration // age at which the log tells of a blocker; 0 or less: never
 	WakeWarning      int           // wakes of an object in a minute that the log tells of; 0 or less: never
 	EvictEveryTurn   bool
+	Observer         Observer        // nil: none
+	TurnTimes        bool            // measure turns
+	ProfileLabels    bool            // goroutines of turns carry their class and event in profiles
 	Refused          *limit.Counters // counts refusals; nil: nobody does
 	Probe            *Probe          // of the users' test kit; nil: none
 }
@@ -100,6 +103,7 @@ type Class struct {
 	ConstructTimeout time.Duration
 
 	counts classCounts
+	labels *[CauseCount]context.Context // for profiles, nil if they are not wanted; set by AddClass
 }
 
 // A Registry is the set of all objects of a runtime.
@@ -110,6 +114,7 @@ type Registry struct {
 	constructing *semaphore.Weighted
 	lives        census       // goroutines that run turns or WaitUntil work
 	busy         atomic.Int64 // whatever is at work, for Quiet: it is handed on without a gap
+	observes     bool         // something is done around user code; immutable
 
 	stats   counters
 	closing atomic.Bool
@@ -142,12 +147,13 @@ type counters struct {
 	constructed, hibernated, failed, resets atomic.Uint64
 	events, messages, autoResponses         atomic.Uint64
 	panics, handlerErrors                   atomic.Uint64
+	gateWait                                histogram
 	inMemory, records                       atomic.Int64
 }
 
 // New returns an empty registry. Start begins to run alarms.
 func New(cfg Config) *Registry {
-	r := &Registry{cfg: cfg, timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
+	r := &Registry{cfg: cfg, observes: cfg.observes(), timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
 	r.runners.reg = r
 	r.watch.init(r)
 	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
@@ -170,6 +176,9 @@ func (r *Registry) AddClass(c *Class) error {
 	if _, ok := r.classes[c.Name]; ok {
 		r.classMu.Unlock()
 		return fmt.Errorf("class %q is already registered", c.Name)
+	}
+	if r.cfg.ProfileLabels {
+		c.labels = profileLabels(c.Name)
 	}
 	r.classes[c.Name] = c
 	r.classMu.Unlock()
@@ -250,6 +259,8 @@ type Stats struct {
 	Constructed, Hibernated, Failed, Reset uint64
 	Events, Messages, AutoResponses        uint64
 	Panics, HandlerErrors                  uint64
+	GateWait                               Histogram
+	Revoked                                int64
 }
 
 // Stats reads the counters.
@@ -259,7 +270,7 @@ func (r *Registry) Stats() Stats {
 		Sockets: r.sockets.Load(), InMemory: s.inMemory.Load(), Records: s.records.Load(),
 		Constructed: s.constructed.Load(), Hibernated: s.hibernated.Load(), Failed: s.failed.Load(), Reset: s.resets.Load(),
 		Events: s.events.Load(), Messages: s.messages.Load(), AutoResponses: s.autoResponses.Load(),
-		Panics: s.panics.Load(), HandlerErrors: s.handlerErrors.Load(),
+		Panics: s.panics.Load(), HandlerErrors: s.handlerErrors.Load(), GateWait: s.gateWait.load(), Revoked: r.revoked.n.Load(),
 	}
 }
 

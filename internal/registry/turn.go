@@ -20,7 +20,7 @@ type Turn struct {
 	act    *Activation
 	work   *Work
 	me     *runner
-	parent context.Context // whose values the turn carries
+	parent context.Context // whose values the turn carries; not written once user code runs
 
 	constructor bool  // immutable
 	began       int64 // by the watch's clock, Unix milliseconds; immutable after begin
@@ -79,10 +79,6 @@ func (t *Turn) Value(key any) any {
 	}
 	return nil
 }
-
-// WithValues makes the turn carry parent's values. It is called before user
-// code sees the turn.
-func (t *Turn) WithValues(parent context.Context) { t.parent = parent }
 
 // Activation is the life that the turn belongs to.
 func (t *Turn) Activation() *Activation { return t.act }
@@ -156,7 +152,7 @@ func (e *ResetError) Unwrap() []error { return []error{ErrReset, e.Cause} }
 
 // turn runs w in a turn of a.
 func (o *Object) turn(me *runner, a *Activation, w *Work) {
-	t := &Turn{act: a, work: w, me: me, waiting: w.sock != nil}
+	t := &Turn{act: a, work: w, me: me, parent: w.Values, waiting: w.sock != nil}
 	if err := a.begin(t); err != nil {
 		o.finish(w, resetError(err))
 		return
@@ -287,6 +283,9 @@ func (o *Object) eventOver(t *Turn) {
 // call runs user code and turns a panic into a *PanicError. Goexit too: then
 // call does not return, but its caller's work is done here.
 func (o *Object) call(t *Turn, f func() error) (err error) {
+	if o.reg.observes {
+		defer o.observe(t)(&err)
+	}
 	returned := false
 	defer func() {
 		if returned {
@@ -295,6 +294,7 @@ func (o *Object) call(t *Turn, f func() error) (err error) {
 		v := recover()
 		if v == nil { // Goexit
 			p := &PanicError{Value: errGoexit, Stack: debug.Stack()}
+			err = p
 			if t.pinned > 0 && t.act.Instance == nil {
 				o.constructFailed(t.act, t.work, p)
 				o.returned(t)

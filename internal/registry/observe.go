@@ -1,0 +1,110 @@
+package registry
+
+import (
+	"context"
+	"math/bits"
+	"runtime/pprof"
+	"sync/atomic"
+	"time"
+)
+
+// An Observer is told of turns, on their goroutines.
+type Observer interface {
+	// TurnStart is called before user code; the turn carries the values of what it
+	// returns instead of those of ctx.
+	TurnStart(ctx context.Context, o *Object, k TurnKind) context.Context
+	// TurnEnd is called after it, with what TurnStart returned.
+	TurnEnd(ctx context.Context, o *Object, k TurnKind, err error, took time.Duration)
+}
+
+// TurnKind says what a turn runs.
+type TurnKind struct {
+	Cause       Cause
+	Constructor bool // the constructor, that Cause has made necessary
+}
+
+// observes reports whether anything is to be done around user code. Most runtimes
+// do nothing, and a turn there pays for one comparison.
+func (c *Config) observes() bool { return c.Observer != nil || c.TurnTimes || c.ProfileLabels }
+
+// observe begins what is to be done around the user code of t, and returns what ends
+// it, on the same goroutine.
+func (o *Object) observe(t *Turn) (end func(*error)) {
+	cfg, kind := &o.reg.cfg, TurnKind{t.work.Cause, t.constructor}
+	if o.class.labels != nil {
+		pprof.SetGoroutineLabels(o.class.labels[kind.Cause])
+	}
+	var ctx context.Context
+	if cfg.Observer != nil {
+		if ctx = t.parent; ctx == nil {
+			ctx = context.Background()
+		}
+		ctx = cfg.Observer.TurnStart(ctx, o, kind)
+		t.parent = ctx
+	}
+	timed := cfg.Observer != nil || cfg.TurnTimes
+	var begun time.Time
+	if timed {
+		begun = cfg.Clock.Now()
+	}
+	return func(err *error) {
+		if timed {
+			took := cfg.Clock.Now().Sub(begun)
+			o.class.counts.turns.add(took)
+			if cfg.Observer != nil {
+				cfg.Observer.TurnEnd(ctx, o, kind, *err, took)
+			}
+		}
+		if o.class.labels != nil {
+			before := context.Background()
+			if p := cfg.Probe; p != nil && p.Labels != nil {
+				before = p.Labels
+			}
+			pprof.SetGoroutineLabels(before)
+		}
+	}
+}
+
+// profileLabels are the labels of c's turns, by cause: made once, because a turn must
+// not allocate for them.
+func profileLabels(class string) *[CauseCount]context.Context {
+	var l [CauseCount]context.Context
+	for c := range l {
+		l[c] = pprof.WithLabels(context.Background(), pprof.Labels("class", class, "event", Cause(c).String()))
+	}
+	return &l
+}
+
+// HistogramBuckets is the number of a histogram's bounded buckets.
+const HistogramBuckets = 14
+
+// Histogram counts durations: bucket i those of at most 4^i µs that are in no
+// earlier one, the last those above all bounds.
+type Histogram struct {
+	Sum     time.Duration
+	Buckets [HistogramBuckets + 1]uint64
+}
+
+type histogram struct {
+	sum     atomic.Int64
+	buckets [HistogramBuckets + 1]atomic.Uint64
+}
+
+func (h *histogram) add(d time.Duration) {
+	d = max(d, 0)
+	h.sum.Add(int64(d))
+	us := uint64((d + time.Microsecond - 1) / time.Microsecond)
+	i := 0
+	if us > 1 {
+		i = (bits.Len64(us-1) + 1) / 2
+	}
+	h.buckets[min(i, HistogramBuckets)].Add(1)
+}
+
+func (h *histogram) load() (s Histogram) {
+	s.Sum = time.Duration(h.sum.Load())
+	for i := range s.Buckets {
+		s.Buckets[i] = h.buckets[i].Load()
+	}
+	return s
+}
