@@ -21,6 +21,7 @@ const module = "github.com/hibernate-go/hibernate"
 // A package that is not listed may not exist, and an edge that nobody uses may not stay.
 var allowedImports = map[string][]string{
 	".":                  {"internal/accept", "internal/alarm", "internal/limit", "internal/poll", "internal/registry", "internal/seam", "internal/socket", "internal/store", "internal/wire"},
+	"hibernateprom":      {"."},
 	"internal/accept":    {"internal/alarm", "internal/poll", "internal/wire"},
 	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
 	"internal/seam":      {"internal/registry", "internal/store"},
@@ -45,10 +46,11 @@ func isUser(dir string) bool {
 
 // onlyImporters names who may import a dependency. The rest of the library does not know of it.
 var onlyImporters = map[string][]string{
-	"github.com/cockroachdb/pebble/v2": {"internal/store", "internal/storetest"},
-	"github.com/gobwas/ws":             {"internal/wire"},
-	"github.com/fxamacker/cbor/v2":     {"."},
-	"golang.org/x/sys":                 {"internal/poll"},
+	"github.com/cockroachdb/pebble/v2":    {"internal/store", "internal/storetest"},
+	"github.com/gobwas/ws":                {"internal/wire"},
+	"github.com/prometheus/client_golang": {"hibernateprom"},
+	"github.com/fxamacker/cbor/v2":        {"."},
+	"golang.org/x/sys":                    {"internal/poll"},
 }
 
 // neededImports must each be used by library code, not by tests alone.
