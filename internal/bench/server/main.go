@@ -4,11 +4,16 @@
 //
 // A message "b:…" goes to every connection of its room, "i:…" is answered "i:" and the number of the instance that
 // answers, and anything else is echoed with its kind. SIGUSR1 gives unused memory back to the system.
+//
+// GET /tagged/{name} is a room whose connections have a tag of 16 bytes and an attachment of 32 bytes each, no two of
+// them equal. GET /stats tells how many goroutines and objects there are, as JSON.
 package main
 
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +21,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -73,13 +79,30 @@ func run(ctx context.Context, ln net.Listener, dir, door string, idle time.Durat
 	if err != nil {
 		return err
 	}
+	var connections atomic.Uint64
 	route := func(h *hibernate.Handshake) (hibernate.Join, error) {
-		name, ok := strings.CutPrefix(h.Path(), "/room/")
-		if !ok {
-			return hibernate.Join{}, hibernate.Refuse(http.StatusNotFound, "rooms are at /room/{name}")
+		path := h.Path()
+		if name, ok := strings.CutPrefix(path, "/room/"); ok {
+			return hibernate.Join{Object: rooms.GetByName(name)}, nil
 		}
-		return hibernate.Join{Object: rooms.GetByName(name)}, nil
+		if name, ok := strings.CutPrefix(path, "/tagged/"); ok {
+			n := connections.Add(1)
+			attachment := binary.BigEndian.AppendUint64(make([]byte, 0, 32), n)[:32]
+			return hibernate.Join{Object: rooms.GetByName(name), Tags: []string{fmt.Sprintf("%016x", n)}, Attachment: attachment}, nil
+		}
+		return hibernate.Join{}, hibernate.Refuse(http.StatusNotFound, "rooms are at /room/{name}")
 	}
+	upgrades := rooms.Handler(route)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/stats" {
+			upgrades.ServeHTTP(w, r)
+			return
+		}
+		s := rt.Stats()
+		json.NewEncoder(w).Encode(map[string]int64{
+			"goroutines": int64(runtime.NumGoroutine()), "sockets": s.Sockets, "in_memory": s.ObjectsInMemory, "asleep": s.ObjectsAsleep,
+		})
+	})
 	switch door {
 	case "acceptor":
 		if ln, err = rt.WrapListener(ln, route); err != nil {
@@ -89,7 +112,7 @@ func run(ctx context.Context, ln net.Listener, dir, door string, idle time.Durat
 	default:
 		return fmt.Errorf("no door is called %q", door)
 	}
-	srv := &http.Server{Handler: rooms.Handler(route), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { srv.Close() })
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -29,8 +30,8 @@ func TestServerSpeaksTheBenchmarksProtocol(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
 			go func() { ended <- run(ctx, ln, dir, door, time.Minute) }()
-			dial := func(name string) net.Conn {
-				conn, br, _, err := ws.Dial(context.Background(), "ws://"+ln.Addr().String()+"/room/"+name)
+			dial := func(path string) net.Conn {
+				conn, br, _, err := ws.Dial(context.Background(), "ws://"+ln.Addr().String()+path)
 				if err != nil || br != nil {
 					t.Fatal(br, err)
 				}
@@ -44,7 +45,7 @@ func TestServerSpeaksTheBenchmarksProtocol(t *testing.T) {
 					t.Fatalf("received %v %q, %v; want %v %q", got, b, err, op, want)
 				}
 			}
-			a, b, other := dial("a"), dial("a"), dial("b")
+			a, b, other := dial("/room/a"), dial("/room/a"), dial("/tagged/b")
 			wsutil.WriteClientText(a, []byte("i:"))
 			expect(a, ws.OpText, "i:1")
 			wsutil.WriteClientBinary(a, []byte("b:all"))
@@ -60,6 +61,14 @@ func TestServerSpeaksTheBenchmarksProtocol(t *testing.T) {
 			}
 			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusNotFound || !strings.Contains(string(text), "/room/") {
 				t.Errorf("answered %s %q", resp.Status, text)
+			}
+			resp.Body.Close()
+			if resp, err = http.Get("http://" + ln.Addr().String() + "/stats"); err != nil {
+				t.Fatal(err)
+			}
+			var stats map[string]int64
+			if err := json.NewDecoder(resp.Body).Decode(&stats); err != nil || stats["goroutines"] == 0 || stats["sockets"] != 3 || stats["in_memory"] != 2 {
+				t.Errorf("stats %v, %v", stats, err)
 			}
 			resp.Body.Close()
 			http.DefaultClient.CloseIdleConnections()
