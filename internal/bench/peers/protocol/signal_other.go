@@ -1,0 +1,7 @@
+//go:build !unix
+
+package protocol
+
+import "os"
+
+var free os.Signal
