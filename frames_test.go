@@ -162,26 +162,6 @@ func TestViolatorsInputIsDiscarded(t *testing.T) {
 	r.hear("error, state 2")
 }
 
-// TestSlowReaderIsDisconnected once more than Limits.SendQueue waits for it.
-func TestSlowReaderIsDisconnected(t *testing.T) {
-	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{SendQueue: 1 << 20}})
-	r.act(closing(), nil)
-	r.dial("/o/a")
-	d := r.dial("/o/a")
-	r.must("a", func(ctx context.Context, a *actor) error {
-		slow := a.state.WebSockets()[1]
-		for range 64 { // more than the system's buffers take
-			if err := slow.SendText(ctx, strings.Repeat("x", 1<<20)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	r.hear("close " + lost + ", state 2")
-	d.ping("alive")
-	d.expect("pong:alive")
-}
-
 // TestUndeliveredOfOneTurnIsLimited.
 func TestUndeliveredOfOneTurnIsLimited(t *testing.T) {
 	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{Undelivered: 1000}})

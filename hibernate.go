@@ -150,6 +150,7 @@ type Runtime struct {
 	reg    *registry.Registry
 
 	refused limit.Counters
+	pool    socket.Pool // its limit is immutable
 
 	mu     sync.Mutex // guards the following
 	err    error      // why the runtime ended
@@ -204,6 +205,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 	if err := opt.Limits.withDefaults(); err != nil {
 		return nil, err
 	}
+	rt.pool.Limit = opt.Limits.Buffered
 	var err error
 	cfg.Logger, cfg.OnDead = rt.log, rt.die
 	if rt.store, err = store.Open(cfg); err != nil {
@@ -226,6 +228,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		WakeWarning:      opt.WakeWarning,
 		EvictEveryTurn:   opt.EvictEveryTurn,
 		Refused:          &rt.refused,
+		Pool:             &rt.pool,
 		Probe:            probe,
 		TurnTimes:        opt.TurnTimes,
 		ProfileLabels:    opt.ProfileLabels,

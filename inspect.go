@@ -24,11 +24,12 @@ const (
 	CauseCall    = registry.CauseCall  // a [Method]
 	CauseDo      = registry.CauseDo    // [State.Do]; it never wakes
 	CauseEvict   = registry.CauseEvict // [Runtime.Evict]; it never wakes
+	CauseDrain   = registry.CauseDrain // a WebSocket whose peer has caught up
 )
 
 // Causes are all causes that wake objects.
 func Causes() []Cause {
-	return []Cause{CauseMessage, CauseClose, CauseError, CauseRequest, CauseAlarm, CauseCall}
+	return []Cause{CauseMessage, CauseClose, CauseError, CauseRequest, CauseAlarm, CauseCall, CauseDrain}
 }
 
 // A Phase is what an object is doing.

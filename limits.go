@@ -29,8 +29,17 @@ type Limits struct {
 	// included. Default 32,768 (semantics §0).
 	SocketsPerObject int
 	// SendQueue is the number of bytes that may wait for one peer that does not
-	// read. A peer that lets more pile up is disconnected. Default 64 MiB.
+	// read, one message of any size always. [ClassOptions].SlowReader says what
+	// happens when more piles up. Default 64 MiB.
 	SendQueue int64
+	// Buffered is the number of bytes that the runtime keeps because of its peers:
+	// output that they do not read, and received messages that are not complete and
+	// over 4 KiB so far. When there is more, upgrades are answered 503, and peers
+	// that do not read are slow from 64 KiB on. A quarter more is for those who
+	// are connected; beyond it a message that is not complete is answered with
+	// close code 1013. Beside it a connection may have 64 KiB that were
+	// read behind a message that waits for its handler. Default 1 GiB.
+	Buffered int64
 	// Undelivered is the number of bytes that one turn may send before its
 	// commit. More is a *LimitError from Send. Default 256 MiB.
 	Undelivered int64
@@ -60,6 +69,28 @@ type Limits struct {
 	Attachment int
 }
 
+// SlowReader says what happens when more waits for a peer than [Limits].SendQueue,
+// because it reads more slowly than it is sent to, or not at all.
+type SlowReader uint8
+
+const (
+	// SlowReaderClose closes it with code 1013, "try again later". What waits is
+	// dropped, but for the frame that is being sent, so that the Close can still
+	// reach a peer that reads again. From then on Send is [ErrClosed]. The close
+	// event comes when the peer has answered or gone, or at CloseTimeout (if that
+	// is for ever, after 30 s): with code 1013, so that the handler can tell a slow
+	// peer from a lost one, and WasClean if the peer answered.
+	SlowReaderClose SlowReader = iota
+	// SlowReaderDropOldest drops what has waited longest, whole messages, and keeps
+	// the newest: for state that is sent again and again, such as positions.
+	// Nobody is told; each time counts in [Stats].Refused.
+	SlowReaderDropOldest
+	// SlowReaderError makes Send return a *LimitError, and nothing is sent. What a
+	// turn has sent before the queue was full may still join it; a peer for which
+	// twice the limit waits is closed as by SlowReaderClose.
+	SlowReaderError
+)
+
 // maxName is the longest name of an object, in bytes.
 const maxName = 1024
 
@@ -71,6 +102,7 @@ func (l *Limits) withDefaults() error {
 	}{
 		{"Message", &l.Message, 1 << 20},
 		{"SendQueue", &l.SendQueue, 64 << 20},
+		{"Buffered", &l.Buffered, 1 << 30},
 		{"Undelivered", &l.Undelivered, 256 << 20},
 		{"RequestBody", &l.RequestBody, 1 << 20},
 		{"Response", &l.Response, 64 << 20},
@@ -98,6 +130,20 @@ func (l *Limits) withDefaults() error {
 		if err := defaultTo(f.name, f.v, f.def); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// withDefaults checks the options of a class.
+func (o *ClassOptions) withDefaults() error {
+	if o.SlowReader > SlowReaderError {
+		return fmt.Errorf("%w: ClassOptions.SlowReader is %d", ErrInvalid, o.SlowReader)
+	}
+	if o.DrainThreshold < 0 {
+		return fmt.Errorf("%w: ClassOptions.DrainThreshold is %d", ErrInvalid, o.DrainThreshold)
+	}
+	if o.DrainThreshold == 0 {
+		o.DrainThreshold = 64 << 10
 	}
 	return nil
 }

@@ -37,6 +37,12 @@ type (
 	ErrorHandler interface {
 		WebSocketError(ctx context.Context, ws WebSocket, err error) error
 	}
+	// A DrainHandler is told that everything has left that waited for a peer which
+	// was slow to read: once after more than [ClassOptions].DrainThreshold bytes did.
+	// Calls do not pile up. None comes for a WebSocket that is closing.
+	DrainHandler interface {
+		WebSocketDrain(ctx context.Context, ws WebSocket) error
+	}
 	// An AlarmHandler runs the object's alarm. If it returns an error the alarm is
 	// tried again: after 2 s, doubled each time, up to six times (semantics 13.5).
 	AlarmHandler interface {
@@ -67,6 +73,14 @@ type ClassOptions struct {
 	// connection is cut; if the peer did not answer, that is one close event with
 	// code 1006. Zero is 30 s, negative is for ever (semantics 2.5).
 	CloseTimeout time.Duration
+
+	// SlowReader says what happens when more than [Limits].SendQueue bytes wait for a
+	// peer that does not read. Zero is [SlowReaderClose].
+	SlowReader SlowReader
+
+	// DrainThreshold is the number of bytes that have to wait for a peer before
+	// WebSocketDrain tells that they are gone. Zero is 64 KiB; negative is an error.
+	DrainThreshold int64
 
 	// RollbackOnError undoes the turn of a socket or alarm handler that returns an
 	// error, and drops the instance, as a panic does.
@@ -101,7 +115,7 @@ type class struct {
 	opt    ClassOptions
 	codec  Codec
 	reg    *registry.Class
-	wants  [socket.Error + 1]bool
+	wants  [socket.Drain + 1]bool
 	alarm  bool
 	http   bool
 	create func(context.Context, *State) (any, error)
@@ -112,14 +126,15 @@ var handlers = map[string]reflect.Type{
 	"WebSocketMessage": reflect.TypeFor[MessageHandler](),
 	"WebSocketClose":   reflect.TypeFor[CloseHandler](),
 	"WebSocketError":   reflect.TypeFor[ErrorHandler](),
+	"WebSocketDrain":   reflect.TypeFor[DrainHandler](),
 	"Alarm":            reflect.TypeFor[AlarmHandler](),
 	"ServeHTTP":        reflect.TypeFor[http.Handler](),
 }
 
 // Register makes a class of objects whose instances are made by construct, for
 // instance a *Room. Which events they handle is found out from T's methods:
-// WebSocketMessage, WebSocketClose, WebSocketError, Alarm and ServeHTTP. A method
-// with one of these names and another signature is [ErrInvalid].
+// WebSocketMessage, WebSocketClose, WebSocketError, WebSocketDrain, Alarm and
+// ServeHTTP. A method with one of these names and another signature is [ErrInvalid].
 //
 // name is part of the stored format: objects are found again under it. It has 1 to
 // 255 bytes of UTF-8 and may be registered once in a runtime. Alarms of the class
@@ -143,6 +158,9 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 	if c.codec = c.opt.Codec; c.codec == nil {
 		c.codec = CBOR()
 	}
+	if err := c.opt.withDefaults(); err != nil {
+		return nil, fmt.Errorf("class %q: %w", name, err)
+	}
 	t := reflect.TypeFor[T]()
 	if err := checkHandlers(t); err != nil {
 		return nil, fmt.Errorf("%w: class %q: %w", ErrInvalid, name, err)
@@ -150,6 +168,7 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 	c.wants[socket.Message] = t.Implements(handlers["WebSocketMessage"])
 	c.wants[socket.Close] = t.Implements(handlers["WebSocketClose"])
 	c.wants[socket.Error] = t.Implements(handlers["WebSocketError"])
+	c.wants[socket.Drain] = t.Implements(handlers["WebSocketDrain"])
 	c.alarm = t.Implements(handlers["Alarm"])
 	c.http = t.Implements(handlers["ServeHTTP"])
 	c.create = func(ctx context.Context, s *State) (any, error) {
@@ -172,12 +191,17 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 			Wire:         wire.Config{MaxMessage: lim.Message, MaxFragments: lim.Fragments},
 			ManualClose:  c.opt.ManualCloseReply,
 			SendQueue:    lim.SendQueue,
+			SlowReader:   socket.SlowReader(c.opt.SlowReader),
+			Pool:         &rt.pool,
 			Linger:       2 * time.Second,
 			LingerBytes:  256 << 10,
 			CloseTimeout: orDefault(c.opt.CloseTimeout, 30*time.Second),
 			Timers:       rt.reg.Timers(),
 			Refused:      &rt.refused,
 		},
+	}
+	if c.wants[socket.Drain] {
+		c.reg.Sockets.DrainOver = c.opt.DrainThreshold
 	}
 	if err := rt.reg.AddClass(c.reg); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrState, err)
@@ -227,6 +251,8 @@ func (c *class) SocketEvent(ctx context.Context, instance any, s *socket.Socket,
 			m.Kind = TextMessage
 		}
 		return instance.(MessageHandler).WebSocketMessage(ctx, WebSocket{s}, m)
+	case socket.Drain:
+		return instance.(DrainHandler).WebSocketDrain(ctx, WebSocket{s})
 	case socket.Close:
 		return instance.(CloseHandler).WebSocketClose(ctx, WebSocket{s}, CloseEvent{e.Code, e.Reason, e.WasClean})
 	default:

@@ -103,6 +103,7 @@ type script struct {
 	message   func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error
 	close     func(ctx context.Context, a *actor, ws hibernate.WebSocket, e hibernate.CloseEvent) error
 	fail      func(ctx context.Context, a *actor, ws hibernate.WebSocket, err error) error
+	drain     func(ctx context.Context, a *actor, ws hibernate.WebSocket) error
 	alarm     func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error
 
 	made   atomic.Int64
@@ -178,6 +179,13 @@ func (a *actor) WebSocketError(ctx context.Context, ws hibernate.WebSocket, err 
 		return nil
 	}
 	return a.fail(ctx, a, ws, err)
+}
+
+func (a *actor) WebSocketDrain(ctx context.Context, ws hibernate.WebSocket) error {
+	if a.drain == nil {
+		return nil
+	}
+	return a.drain(ctx, a, ws)
 }
 
 func (a *actor) Alarm(ctx context.Context, i hibernate.AlarmInfo) error {

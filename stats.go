@@ -24,6 +24,7 @@ type Stats struct {
 	Wakes    Wakes     // instances made, by what they were made for
 	TurnTime Histogram // of handlers and constructors; empty without [Options].TurnTimes
 	Refused  Refusals  // what met a limit
+	Buffered int64     // bytes that [Limits].Buffered limits
 
 	Commits     uint64        // turns whose writes are durable
 	Syncs       uint64        // syncs of the disk that took: groups of commits
@@ -51,6 +52,7 @@ func (rt *Runtime) Stats() Stats {
 		Panics:          r.Panics,
 		HandlerErrors:   r.HandlerErrors,
 		Refused:         rt.refused.Load(),
+		Buffered:        rt.pool.Len(),
 		Commits:         s.Commits,
 		Syncs:           s.Groups,
 		MaxGroup:        s.MaxGroup,

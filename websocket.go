@@ -2,10 +2,12 @@ package hibernate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"unicode/utf8"
 
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -41,7 +43,8 @@ func (m Message) Text() string { return string(m.Data) }
 // A CloseEvent tells how a connection ended.
 type CloseEvent struct {
 	// Code is the peer's close code; 1005 if it gave none, 1006 if the connection
-	// ended without a Close frame.
+	// ended without a Close frame. It is 1013 for a peer that the runtime closed
+	// because it did not read, whatever the peer answered: see [SlowReaderClose].
 	Code int
 	// Reason is the peer's, at most 123 bytes.
 	Reason string
@@ -122,9 +125,10 @@ func (m Message) encode() (socket.Frame, error) {
 // Send queues m for the peer. It leaves when the turn's writes so far are
 // durable, in the order of the calls; Send itself does not block.
 //
-// After Close it returns [ErrClosed]; to a connection that was lost it does
+// After Close, also one by the runtime, it returns [ErrClosed]; to a connection that was lost it does
 // nothing. Text that is not UTF-8 is [ErrInvalid]; more than
-// [Limits].Undelivered bytes in one turn are a *LimitError. A panic or reset in
+// [Limits].Undelivered bytes in one turn are a *LimitError, as is, with
+// [SlowReaderError], more than a slow peer's queue takes. A panic or reset in
 // the same turn takes the message back; a returned error, or the rollback of a
 // transaction, does not (semantics 4.6, 12.14).
 //
@@ -196,6 +200,16 @@ func (ws WebSocket) ReadyState() ReadyState {
 	return ReadyState(ws.s.ReadyState())
 }
 
+// BufferedAmount is the number of bytes, frame headers included, that may leave and
+// that the peer's system has not taken yet. What still waits for the turn's commit
+// is not among them. It may be called anywhere; the zero WebSocket has 0.
+func (ws WebSocket) BufferedAmount() int64 {
+	if ws.s == nil {
+		return 0
+	}
+	return ws.s.Buffered()
+}
+
 // BroadcastOptions select who gets a broadcast.
 type BroadcastOptions struct {
 	// Tags restricts it to the sockets that have all of them.
@@ -206,7 +220,8 @@ type BroadcastOptions struct {
 
 // Broadcast sends m to the object's open sockets and returns how many. The frame
 // is made once and shared. Errors are those of Send; sockets that were closed
-// are passed over. o may be nil.
+// are passed over. Peers whose queue is full under [SlowReaderError] are passed over
+// too, and the error of the last one is returned at the end. o may be nil.
 //
 // ctx is that of a turn of the object, or of its WaitUntil work.
 func (s *State) Broadcast(ctx context.Context, m Message, o *BroadcastOptions) (int, error) {
@@ -222,16 +237,20 @@ func (s *State) Broadcast(ctx context.Context, m Message, o *BroadcastOptions) (
 		o = &BroadcastOptions{}
 	}
 	n := 0
+	var full error
 	for _, sock := range s.act.Object().Sockets(o.Tags) {
 		if slices.Contains(o.Except, WebSocket{sock}) || sock.ReadyState() != socket.Open {
 			continue
 		}
 		if err := out.Send(sock, f); err == ErrClosed {
 			continue
+		} else if le := (*LimitError)(nil); errors.As(err, &le) && le.Of(limit.SendQueue) {
+			full = err
+			continue
 		} else if err != nil {
 			return n, err
 		}
 		n++
 	}
-	return n, nil
+	return n, full
 }

@@ -78,6 +78,9 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %d is over the limit of %d", e.Limit, e.Got, e.Max)
 }
 
+// Of reports whether the error is of the limit id.
+func (e *Error) Of(id ID) bool { return e.Limit == limits[id].what }
+
 // Overload reports whether the limit is one that others fill, so that trying again
 // later may succeed.
 func (e *Error) Overload() bool {

@@ -99,11 +99,12 @@ const (
 	CauseCall
 	CauseDo
 	CauseEvict
+	CauseDrain
 
 	CauseCount = iota + 1 // length of an array by Cause
 )
 
-var causes = [...]string{"", "message", "close", "error", "request", "alarm", "call", "do", "evict"}
+var causes = [...]string{"", "message", "close", "error", "request", "alarm", "call", "do", "evict", "drain"}
 
 func (c Cause) String() string { return causes[c] }
 

@@ -71,6 +71,7 @@ type Config struct {
 	ProfileLabels    bool            // goroutines of turns carry their class and event in profiles
 	Refused          *limit.Counters // counts refusals; nil: nobody does
 	Probe            *Probe          // of the users' test kit; nil: none
+	Pool             *socket.Pool    // bytes kept by sockets; nil: nobody counts
 }
 
 // A Behavior is what a class's instances do, in terms of this package. It runs

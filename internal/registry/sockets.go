@@ -19,6 +19,9 @@ func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
 	if ok, err := s.Sendable(); !ok {
 		return err
 	}
+	if err := s.Room(len(f.Bytes)); err != nil {
+		return err
+	}
 	size := a.outSize + int64(len(f.Bytes))
 	if cfg := &a.obj.reg.cfg; cfg.Undelivered > 0 && size > cfg.Undelivered {
 		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
@@ -49,6 +52,9 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 		return err
 	}
 	if ok, err := s.Sendable(); !ok {
+		return err
+	}
+	if err := s.Room(len(f.Bytes)); err != nil {
 		return err
 	}
 	x.act.obj.gate.Hold(output{sock: s, frame: f})
@@ -141,6 +147,9 @@ func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, a
 // list adds s to the object's sockets, within the limits.
 func (o *Object) list(s *socket.Socket) error {
 	cfg := &o.reg.cfg
+	if cfg.Pool.Crowded() {
+		return cfg.Refused.Refuse(limit.Buffered, cfg.Pool.Limit, cfg.Pool.Len())
+	}
 	if n := o.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
 		o.reg.sockets.Add(-1)
 		return cfg.Refused.Refuse(limit.Sockets, int64(cfg.Sockets), n)

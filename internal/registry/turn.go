@@ -9,7 +9,6 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/mutation"
-	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
 
@@ -219,7 +218,7 @@ func (o *Object) conclude(t *Turn, err error) {
 			o.log().Error("handler failed, turn is undone", "cause", w.Cause.String(), "err", err)
 		}
 		t.leave(ErrReset)
-		if w.sock != nil && w.event.Kind != socket.Message {
+		if w.lastEvent() {
 			o.removeSocket(w.sock) // before fall lets the next turn look (semantics 2.4)
 		}
 		o.fall(a, err, false)
@@ -274,7 +273,11 @@ func (o *Object) eventOver(t *Turn) {
 	if p := o.reg.cfg.Probe; p != nil {
 		p.over(w)
 	}
-	if w.event.Kind != socket.Message {
+	if w.Cause == CauseDrain {
+		w.sock.Drained()
+		return
+	}
+	if w.lastEvent() {
 		o.removeSocket(w.sock)
 	}
 	w.sock.Handled()

@@ -158,7 +158,7 @@ func (s *Socket) peerClosed(it wire.Item) {
 		s.awaitHandshake()
 	}
 	s.answerClose()
-	s.owner.Deliver(s, Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true})
+	s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true}))
 }
 
 // answerClose answers the peer's Close, unless the handler has to or Close was
@@ -225,7 +225,7 @@ func (s *Socket) terminate() {
 	}
 	s.flags |= ended | waiting
 	s.mu.Unlock()
-	s.owner.Deliver(s, Event{Kind: Close, Code: 1006, Reason: "WebSocket disconnected without sending Close frame."})
+	s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: 1006, Reason: "WebSocket disconnected without sending Close frame."}))
 }
 
 // finishLocked reports whether the caller must call finish: the peer has ended
@@ -295,6 +295,9 @@ func (s *Socket) drop() {
 	s.flags |= lost
 	b := s.busy
 	s.busy = nil
+	if b != nil {
+		b.letGo(s.cfg.Pool)
+	}
 	s.mu.Unlock()
 	if b == nil {
 		return
@@ -328,6 +331,8 @@ func (e Event) String() string {
 		return fmt.Sprintf("message of %d bytes", len(e.Data))
 	case Close:
 		return fmt.Sprintf("close %d", e.Code)
+	case Drain:
+		return "drain"
 	}
 	return fmt.Sprintf("error %v", e.Err)
 }

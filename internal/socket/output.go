@@ -36,7 +36,9 @@ func (s *Socket) StartClose() bool {
 // Close frame may have been meanwhile, that of a violation.
 func (s *Socket) UndoClose() {
 	s.mu.Lock()
-	s.flags &^= sentClose
+	if s.flags&slow == 0 {
+		s.flags &^= sentClose
+	}
 	s.mu.Unlock()
 	s.answerClose()
 }
@@ -52,22 +54,28 @@ func (s *Socket) Emit(f Frame) {
 // follows a Close frame, and nothing goes to a connection that is gone.
 func (s *Socket) Queue(f Frame) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.flags&(wroteClose|lost|cut) != 0 {
+		s.mu.Unlock()
 		return false
 	}
 	b := s.busyLocked()
 	if f.Last {
 		s.flags |= wroteClose
-	} else if s.cfg.SendQueue > 0 && b.outSize+int64(len(f.Bytes)) > s.cfg.SendQueue {
-		// The peer does not read: end it as if it were gone. Flush does it.
-		s.flags |= lost
-		b.out, b.outSize = nil, 0
-		return true
+	} else if s.tooMuchLocked(b, len(f.Bytes)) {
+		return s.overflow(f)
 	}
+	s.appendLocked(b, f)
+	flush := s.flags&opened != 0 && !b.writing && !b.full
+	s.mu.Unlock()
+	return flush
+}
+
+func (s *Socket) appendLocked(b *busy, f Frame) {
 	b.out = append(b.out, f.Bytes)
 	b.outSize += int64(len(f.Bytes))
-	return s.flags&opened != 0 && !b.writing && !b.full
+	if b.full {
+		s.stuckLocked(b)
+	}
 }
 
 // Buffered is the number of bytes accepted for sending that the system has not
@@ -103,6 +111,7 @@ func (s *Socket) Flush() {
 		for _, f := range batch {
 			size += len(f)
 		}
+		b.batch = len(batch)
 		s.mu.Unlock()
 		n, err := s.write(batch)
 		s.mu.Lock()
@@ -129,6 +138,10 @@ func (s *Socket) Flush() {
 		b.out = nil
 	}
 	finish := b.out == nil && s.finishLocked()
+	if full || b.x != nil {
+		s.stuckLocked(b)
+	}
+	drained := b.out == nil && s.drainedLocked()
 	halfClosed := b.out == nil && b.deadline.F == nil && s.flags&(wroteClose|recvClose|failed|lost|cut) == wroteClose
 	last := b.last
 	s.restLocked()
@@ -142,6 +155,9 @@ func (s *Socket) Flush() {
 		s.finish()
 	case halfClosed:
 		s.awaitHandshake()
+	}
+	if drained {
+		s.owner.Drained(s)
 	}
 }
 

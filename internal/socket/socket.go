@@ -31,15 +31,14 @@ const (
 // ErrClosed is returned for a send after the socket was closed from this side.
 var ErrClosed = errors.New("WebSocket is closed")
 
-// ErrSlowReader ends a connection whose peer lets more than Config.SendQueue
-// bytes pile up.
-var ErrSlowReader = errors.New("peer does not read what it is sent")
-
 // Config is what all sockets of a class share. It is immutable.
 type Config struct {
 	Wire         wire.Config
 	ManualClose  bool          // the handler answers a peer's Close, not the runtime
 	SendQueue    int64         // bytes that may wait for a slow peer; 0: no limit
+	SlowReader   SlowReader    // what happens to one for which more waits
+	DrainOver    int64         // bytes from which on Owner.Drained follows when all are gone; 0: never
+	Pool         *Pool         // bytes kept by all connections; nil: nobody counts
 	Linger       time.Duration // how long to wait for the peer's end of stream after both sides sent Close
 	LingerBytes  int           // how much input to discard meanwhile
 	CloseTimeout time.Duration // how long a half-closed socket may stay so; 0 or less: for ever
@@ -54,6 +53,7 @@ const (
 	Message EventKind = iota + 1
 	Close             // the peer sent Close, or the connection ended without (WasClean false)
 	Error             // the peer broke the protocol
+	Drain             // the queue was long and is empty again; not in Deliver's order
 )
 
 // An Event is something that the object's handlers are told. The last event of
@@ -85,6 +85,9 @@ type Owner interface {
 	// Busy is called with 1 when the end of a socket begins to be told to its peer
 	// and its object, and with -1 when both know.
 	Busy(delta int)
+	// Drained is told that what has waited for the peer of s is gone. It comes
+	// beside other events. The next follows only after s.Drained.
+	Drained(s *Socket)
 }
 
 // A Frame is encoded output, shared by all sockets it goes to.
@@ -116,7 +119,7 @@ type Socket struct {
 	dec wire.Decoder
 }
 
-type flags uint16
+type flags uint32
 
 const (
 	opened     flags = 1 << iota // the 101 is in the output; frames may be written
@@ -130,6 +133,9 @@ const (
 	ended                        // the last event was delivered
 	discarding                   // output is shut down; input is read and dropped until its end
 	linked                       // finish has been started
+	slow                         // closed because the peer does not read; the event says so
+	stuffed                      // more than DrainOver waits, or has since the queue was empty
+	draining                     // the owner has been told of it
 )
 
 // busy is what a connection needs only while something is under way.
@@ -138,12 +144,14 @@ type busy struct {
 	out     [][]byte // in order; out[0] may be partly written
 	outSize int64    // bytes in out
 	writing bool     // someone is in flush
+	batch   int      // frames of out that are being written
 	full    bool     // the kernel's buffer is full; Writable will come
 	last    bool     // the socket was cut; who writes drops it after what is queued
 
 	deadline  alarm.Deadline // of lingering, or of a half-closed socket
 	discarded int
 	gone      chan struct{} // closed when the peer has answered or gone; nil if nobody waits
+	x         *extra        // nil for most
 }
 
 // New returns a socket that is not connected yet: what is sent waits for Open.
@@ -268,7 +276,7 @@ func (s *Socket) busyLocked() *busy {
 
 // restLocked lets go of what only a busy connection needs.
 func (s *Socket) restLocked() {
-	if b := s.busy; b != nil && b.in == nil && len(b.out) == 0 && !b.writing && !b.full && b.deadline.F == nil && b.gone == nil {
+	if b := s.busy; b != nil && b.in == nil && len(b.out) == 0 && !b.writing && !b.full && b.deadline.F == nil && b.gone == nil && b.x == nil {
 		s.busy = nil
 	}
 }

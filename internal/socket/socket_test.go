@@ -53,6 +53,8 @@ func (o *owner) Hold(s *Socket, f Frame) {
 	s.Emit(f)
 }
 
+func (o *owner) Drained(s *Socket) { o.events <- Event{Kind: Drain}; s.Drained() }
+
 func (o *owner) HoldBehindTurn(s *Socket, f Frame) { o.Hold(s, f) }
 func (o *owner) Busy(int)                          {}
 
@@ -398,22 +400,6 @@ func TestUnansweredCloseEndsInOne1006(t *testing.T) {
 	b.receive("eof")
 	b.s.Handled()
 	b.noEvent()
-}
-
-func TestPeerThatDoesNotReadIsEnded(t *testing.T) {
-	eachPoller(t, func(t *testing.T, o poll.Options) {
-		b := newBench(t, o, Config{SendQueue: 1 << 20}, nil)
-		big := Frame{Bytes: wire.AppendFrame(nil, wire.Binary, make([]byte, 256<<10))}
-		for range 200 { // far more than the system's buffers hold
-			b.s.Emit(big)
-		}
-		b.event("close 1006")
-		if n := b.s.Buffered(); n != 0 {
-			t.Errorf("%d bytes kept for a connection that is gone", n)
-		}
-		b.s.Handled()
-		b.noEvent()
-	})
 }
 
 func TestBigOutputArrivesWholeAtASlowPeer(t *testing.T) {

@@ -1,0 +1,27 @@
+package registry
+
+import "github.com/hibernate-go/hibernate/internal/socket"
+
+// Drained queues the event that what waited for the peer of s is gone. It wakes
+// the object like any other. At most one of a socket is under way.
+func (o *Object) Drained(s *socket.Socket) {
+	if !o.class.Behavior.HandlesSocket(socket.Drain) || o.reg.closing.Load() {
+		s.Drained()
+		return
+	}
+	o.mu.Lock()
+	if !socket.Listed(s) {
+		o.mu.Unlock()
+		return // cut, or taken back
+	}
+	o.reg.stats.events.Add(1)
+	o.mail.push(&Work{Cause: CauseDrain, sock: s, event: socket.Event{Kind: socket.Drain}})
+	run := o.claimLocked()
+	o.mu.Unlock()
+	run.start(o)
+}
+
+// lastEvent reports whether w is the event after which its socket is gone.
+func (w *Work) lastEvent() bool {
+	return w.sock != nil && (w.event.Kind == socket.Close || w.event.Kind == socket.Error)
+}

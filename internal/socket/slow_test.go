@@ -1,0 +1,214 @@
+package socket
+
+import (
+	"encoding/binary"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/hibernate-go/hibernate/internal/limit"
+	"github.com/hibernate-go/hibernate/internal/poll"
+	"github.com/hibernate-go/hibernate/internal/wire"
+)
+
+const chunk = 256 << 10
+
+// numbered is a large frame that begins with n.
+func numbered(n int) Frame {
+	data := make([]byte, chunk)
+	binary.BigEndian.PutUint32(data, uint32(n))
+	return Frame{Bytes: wire.AppendFrame(nil, wire.Binary, data)}
+}
+
+// number reads the next numbered frame at the peer; a Close is its code, negative.
+func (b *bench) number() int {
+	b.t.Helper()
+	b.peer.SetReadDeadline(time.Now().Add(10 * time.Second))
+	f, err := ws.ReadFrame(b.r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if f.Header.OpCode == ws.OpClose {
+		code, _ := ws.ParseCloseFrameData(f.Payload)
+		return -int(code)
+	}
+	return int(binary.BigEndian.Uint32(f.Payload))
+}
+
+// stuff sends the peer, which does not read, n numbered frames.
+func (b *bench) stuff(n int) {
+	for i := range n {
+		b.s.Emit(numbered(i))
+	}
+}
+
+func (b *bench) pooled(want int64) {
+	b.t.Helper()
+	if got := b.s.cfg.Pool.Len(); got != want {
+		b.t.Fatalf("the pool counts %d bytes, want %d", got, want)
+	}
+}
+
+// TestSlowPeerIsClosedWith1013: what it has been sent in part it still gets, then
+// the Close, and the event says why.
+func TestSlowPeerIsClosedWith1013(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		var refused limit.Counters
+		b := newBench(t, o, Config{SendQueue: 1 << 20, Refused: &refused, Pool: &Pool{}}, nil)
+		b.stuff(200) // far more than the system's buffers hold
+		if n := b.s.Buffered(); n > 2*chunk {
+			t.Errorf("%d bytes kept for a peer that was given up", n)
+		}
+		if _, err := b.s.Sendable(); !errors.Is(err, ErrClosed) || refused.Load()[limit.SendQueue] != 1 {
+			t.Errorf("sending is %v, %d refusals", err, refused.Load()[limit.SendQueue])
+		}
+		b.noEvent()
+		for want := 0; ; want++ {
+			got := b.number()
+			if got == -1013 {
+				break
+			}
+			if got != want {
+				t.Fatalf("frame %d, want %d", got, want)
+			}
+		}
+		b.write(closing(1000))
+		if e := b.event("close 1013"); !e.WasClean || e.Reason != slowReason {
+			t.Errorf("event %+v", e)
+		}
+		b.receive("eof")
+		b.s.Handled()
+		b.noEvent()
+		b.pooled(0)
+	})
+}
+
+// TestSlowPeerThatNeverReadsIsCut when the time for its Close is over.
+func TestSlowPeerThatNeverReadsIsCut(t *testing.T) {
+	for given, want := range map[time.Duration]time.Duration{5 * time.Second: 5 * time.Second, -1: slowTimeout} {
+		b := newBench(t, poll.Options{}, Config{SendQueue: 1 << 20, CloseTimeout: given, Pool: &Pool{}}, nil)
+		b.stuff(200)
+		b.clock.Advance(want - 1)
+		b.noEvent()
+		b.clock.Advance(1)
+		if e := b.event("close 1013"); e.WasClean {
+			t.Error("a close that nobody answered was clean")
+		}
+		b.s.Handled()
+		b.pooled(0)
+	}
+}
+
+// TestSlowPeerLosesTheOldest: of what it reads in the end, the first frames were
+// under way, and the last are the newest without a gap.
+func TestSlowPeerLosesTheOldest(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		var refused limit.Counters
+		b := newBench(t, o, Config{SendQueue: 1 << 20, SlowReader: SlowDropOldest, Refused: &refused, Pool: &Pool{}}, nil)
+		const n = 200
+		b.stuff(n)
+		if got := b.s.Buffered(); got > 1<<20+chunk {
+			t.Errorf("%d bytes wait", got)
+		}
+		last, gaps := -1, 0
+		for last != n-1 {
+			got := b.number()
+			if got != last+1 {
+				gaps++
+			}
+			if got <= last {
+				t.Fatalf("frame %d behind %d", got, last)
+			}
+			last = got
+		}
+		if gaps != 1 || refused.Load()[limit.SendQueue] == 0 {
+			t.Errorf("%d gaps, %d refusals", gaps, refused.Load()[limit.SendQueue])
+		}
+		b.noEvent()
+		b.s.Emit(numbered(7))
+		if got := b.number(); got != 7 {
+			t.Errorf("frame %d, want 7", got)
+		}
+	})
+}
+
+// TestSlowPeerIsAnError for whoever asks for room, and is closed when twice as much
+// comes from those who did not.
+func TestSlowPeerIsAnError(t *testing.T) {
+	b := newBench(t, poll.Options{}, Config{SendQueue: 1 << 20, SlowReader: SlowError}, nil)
+	sent := 0
+	for b.s.Room(chunk) == nil {
+		b.s.Emit(numbered(sent))
+		sent++
+	}
+	var le *limit.Error
+	if err := b.s.Room(chunk); !errors.As(err, &le) || !le.Of(limit.SendQueue) || le.Max != 1<<20 {
+		t.Errorf("room: %v", err)
+	}
+	b.s.Emit(numbered(sent))
+	if ok, err := b.s.Sendable(); !ok {
+		t.Errorf("a frame that was on its way ended it: %v", err)
+	}
+	b.stuff(5)
+	if _, err := b.s.Sendable(); !errors.Is(err, ErrClosed) {
+		t.Errorf("twice the limit waits, and sending is %v", err)
+	}
+}
+
+// TestDrainFollowsALongQueueOnce.
+func TestDrainFollowsALongQueueOnce(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		b := newBench(t, o, Config{DrainOver: 16 << 20, Pool: &Pool{}}, nil)
+		b.s.Emit(numbered(0))
+		if got := b.number(); got != 0 {
+			t.Fatalf("frame %d", got)
+		}
+		b.noEvent() // it was never over
+		for range 2 {
+			n := 0
+			for b.s.Buffered() <= 20<<20 { // more than the system takes without a reader
+				b.s.Emit(numbered(n))
+				n++
+			}
+			if got := b.s.cfg.Pool.Len(); got <= 16<<20 {
+				t.Errorf("the pool counts %d bytes", got)
+			}
+			b.noEvent()
+			for i := range n {
+				if got := b.number(); got != i {
+					t.Fatalf("frame %d, want %d", got, i)
+				}
+			}
+			b.event("drain")
+			b.noEvent()
+			b.pooled(0)
+		}
+	})
+}
+
+// TestCrowdedPoolShortensQueues: peers that do not read are slow earlier when the
+// runtime has no room, those that do are not.
+func TestCrowdedPoolShortensQueues(t *testing.T) {
+	pool := &Pool{Limit: 1 << 20}
+	b := newBench(t, poll.Options{}, Config{Pool: pool}, nil)
+	for !pool.Crowded() {
+		b.s.Emit(numbered(0))
+	}
+	before := pool.Len()
+	for n := range 10 { // another peer, which reads
+		c := newBenchOn(t, b)
+		c.s.Emit(numbered(n))
+		if got := c.number(); got != n {
+			t.Fatalf("frame %d, want %d", got, n)
+		}
+	}
+	b.s.Emit(numbered(1))
+	if _, err := b.s.Sendable(); !errors.Is(err, ErrClosed) {
+		t.Errorf("the pool is crowded, and sending to a slow peer is %v", err)
+	}
+	if pool.Len() >= before {
+		t.Errorf("the pool has %d bytes, and had %d", pool.Len(), before)
+	}
+}
