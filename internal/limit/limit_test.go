@@ -1,6 +1,12 @@
 package limit
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/hibernate-go/hibernate/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // TestEveryLimitHasItsOwnName: what is counted can be told apart, and so can errors.
 func TestEveryLimitHasItsOwnName(t *testing.T) {
