@@ -104,7 +104,7 @@ func newDiskRig(t *testing.T, d *disk, o *hibernate.Options) *rig {
 		o = &hibernate.Options{}
 	}
 	r := &rig{t: t, clock: alarm.NewFake(epoch), log: &logbook{}}
-	o.Clock = r.clock
+	o.Clock, o.ShutdownSpread = r.clock, -1
 	rt, err := hibernate.OpenStore(store.Config{Dir: "data", FS: d}, o)
 	if err != nil {
 		t.Fatal(err)

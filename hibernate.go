@@ -40,6 +40,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/accept"
@@ -50,6 +51,7 @@ import (
 	"github.com/hibernate-go/hibernate/internal/seam"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
+	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
 // Errors that calls end in. Test for them with [errors.Is].
@@ -130,6 +132,16 @@ type Options struct {
 	// class and event in profiles (see [runtime/pprof]). That is some 16 ns for each turn.
 	ProfileLabels bool
 
+	// ShutdownCode is the close code that [Runtime.Shutdown] sends: 1001, going away,
+	// or for instance 1012, service restart. Zero is 1001.
+	ShutdownCode int
+
+	// ShutdownSpread is the longest time over which [Runtime.Shutdown] spreads its
+	// Close frames, in random order, so that clients do not all come back at once.
+	// Few sockets take less: a millisecond each. Zero is 5 s; negative sends all at
+	// once.
+	ShutdownSpread time.Duration
+
 	// OnFatal is called once, on a goroutine of its own, when storage has failed
 	// for good and the runtime is dead. Nil does nothing; Done and Err tell too.
 	OnFatal func(error)
@@ -161,6 +173,14 @@ type Runtime struct {
 
 	closing  sync.Once
 	closeErr error
+
+	shutdown atomic.Pointer[ending] // nil until the first Shutdown
+}
+
+// ending is a Shutdown under way.
+type ending struct {
+	over chan struct{}
+	err  error // immutable once over is closed
 }
 
 // Open opens a runtime whose objects keep their storage in dir, which is created
@@ -194,6 +214,15 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 	}
 	if opt.WakeWarning == 0 {
 		opt.WakeWarning = 30
+	}
+	switch {
+	case opt.ShutdownCode == 0:
+		opt.ShutdownCode = 1001
+	case !wire.ValidSentCloseCode(opt.ShutdownCode):
+		return nil, fmt.Errorf("%w: Options.ShutdownCode is %d", ErrInvalid, opt.ShutdownCode)
+	}
+	if opt.ShutdownSpread == 0 {
+		opt.ShutdownSpread = 5 * time.Second
 	}
 	if opt.Clock == nil {
 		opt.Clock = alarm.Real{}
@@ -299,23 +328,69 @@ func (rt *Runtime) Err() error {
 	return rt.err
 }
 
-// Shutdown ends the runtime with care. It takes no new work, starts no alarms,
-// waits for running handlers and WaitUntil work, makes everything durable, sends
-// every WebSocket close code 1001, waits for the peers' answers, and closes.
-// When ctx ends it cuts short what it is waiting for and says so in its error.
+// Shutdown ends the runtime with care. It closes wrapped listeners, starts no
+// alarms and takes no new work ([ErrUnavailable]); waits for running handlers,
+// what was queued behind them, and WaitUntil work; makes everything durable and
+// lets held output leave; sends every WebSocket a Close frame with
+// [Options].ShutdownCode, spread over [Options].ShutdownSpread; waits for the
+// peers' answers; and closes. Sockets it closes cause no events and wake nobody.
 //
-// Sockets it closes cause no close events and wake nobody. Call
-// [net/http.Server.Shutdown] first, so that no new request comes in; it does not
-// know of WebSockets. A second Shutdown, or a Close meanwhile, is harmless.
+// When ctx ends it cuts short what it is waiting for. The error then tells what
+// that was; a *ShutdownError in it tells how many WebSockets were cut.
+//
+// Call [net/http.Server.Shutdown] first, so that no new request comes in; it ends
+// plain requests and leaves WebSockets alone. The other way round nothing is lost
+// either: requests that still come are answered 503.
+//
+// A second Shutdown waits for the first, until its own ctx ends, and returns the
+// same. A [Runtime.Close] meanwhile cuts it short. Neither may be called by a handler, which it
+// would wait for.
 func (rt *Runtime) Shutdown(ctx context.Context) error {
-	rt.closeDoors()
-	drained := rt.reg.Drain(ctx)
-	var cut error
-	if n := rt.reg.Farewell(ctx, 1001, "server is shutting down"); n > 0 {
-		cut = fmt.Errorf("%d WebSockets did not answer and were cut: %w", n, context.Cause(ctx))
+	e := &ending{over: make(chan struct{})}
+	if !rt.shutdown.CompareAndSwap(nil, e) {
+		e = rt.shutdown.Load()
+		select {
+		case <-e.over:
+			return e.err
+		case <-ctx.Done():
+			return fmt.Errorf("another Shutdown is under way: %w", context.Cause(ctx))
+		}
 	}
-	return errors.Join(drained, cut, rt.Close())
+	defer close(e.over)
+	select {
+	case <-rt.done:
+		e.err = rt.Close()
+		return e.err
+	default:
+	}
+	rt.closeDoors()
+	var cut error
+	drained := rt.reg.Drain(ctx)
+	if n, why := rt.reg.Farewell(ctx, registry.Farewell{
+		Code: uint16(rt.opt.ShutdownCode), Reason: "server is shutting down", Spread: rt.opt.ShutdownSpread,
+	}); n > 0 {
+		cut = &ShutdownError{n, why}
+	}
+	e.err = errors.Join(drained, cut, rt.Close())
+	return e.err
 }
+
+// A ShutdownError tells how many WebSockets [Runtime.Shutdown] had to cut, because
+// their peers did not answer its Close frame in time.
+type ShutdownError struct {
+	Cut   int
+	cause error // why there was no more time; nil: ClassOptions.CloseTimeout
+}
+
+func (e *ShutdownError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("%d WebSockets did not answer and were cut", e.Cut)
+	}
+	return fmt.Sprintf("%d WebSockets did not answer and were cut: %v", e.Cut, e.cause)
+}
+
+// Unwrap is why there was no more time.
+func (e *ShutdownError) Unwrap() error { return e.cause }
 
 // Close ends the runtime at once. Handlers that are running are cut off from
 // their objects (their calls fail with [ErrReset]) and every connection is cut.

@@ -53,6 +53,9 @@ func newRigAt(t *testing.T, dir string, o *hibernate.Options, now time.Time) *ri
 	}
 	r := &rig{t: t, clock: alarm.NewFake(now), log: &logbook{}}
 	o.Clock = r.clock
+	if o.ShutdownSpread == 0 {
+		o.ShutdownSpread = -1
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(r.log, nil))
 	}

@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
@@ -119,6 +118,8 @@ type Registry struct {
 
 	stats   counters
 	closing atomic.Bool
+	life    context.Context // until Kill
+	end     context.CancelCauseFunc
 	sockets atomic.Int64
 
 	classMu sync.RWMutex // guards the following
@@ -157,6 +158,7 @@ func New(cfg Config) *Registry {
 	r := &Registry{cfg: cfg, observes: cfg.observes(), timers: alarm.NewTimers(cfg.Clock), classes: map[string]*Class{}}
 	r.runners.reg = r
 	r.watch.init(r)
+	r.life, r.end = context.WithCancelCause(context.Background())
 	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
 	for i := range r.shards {
 		r.shards[i].objects = map[store.ID]*Object{}
@@ -281,19 +283,6 @@ func (r *Registry) Quiet() bool {
 	return r.busy.Load() == 0
 }
 
-// Drain stops alarms, refuses new work and waits until what is under way has
-// ended, or ctx has.
-func (r *Registry) Drain(ctx context.Context) error {
-	r.closing.Store(true)
-	r.alarms.Stop()
-	select {
-	case <-r.lives.zero():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("turns still running: %w", context.Cause(ctx))
-	}
-}
-
 // A census counts goroutines. Unlike a sync.WaitGroup it may grow while somebody
 // waits for it.
 type census struct {
@@ -333,39 +322,6 @@ func (c *census) zero() <-chan struct{} {
 	c.mu.Unlock()
 	c.tell()
 	return none
-}
-
-// Farewell closes every socket with a code, without telling its object, and
-// waits until the peers have answered or ctx ends. It returns how many were
-// cut instead.
-func (r *Registry) Farewell(ctx context.Context, code uint16, reason string) int {
-	var all []*socket.Socket
-	r.each(func(o *Object) { all = append(all, o.detachSockets()...) })
-	var cut atomic.Int64
-	var g errgroup.Group
-	g.SetLimit(256)
-	for _, s := range all {
-		g.Go(func() error {
-			if !s.Goodbye(ctx, code, reason) {
-				cut.Add(1)
-			}
-			return nil
-		})
-	}
-	g.Wait()
-	for _, s := range all {
-		s.Owner().(*Object).countSockets(-1)
-	}
-	return int(cut.Load())
-}
-
-// Kill ends everything at once: instances, sockets, held output. It is for
-// Close and for a store that died. Work that was queued fails with err.
-func (r *Registry) Kill(err error) {
-	r.closing.Store(true)
-	r.alarms.Stop()
-	r.each(func(o *Object) { o.kill(err) })
-	r.timers.Stop()
 }
 
 // Close waits for the registry's own goroutines. It follows Kill.

@@ -85,9 +85,13 @@ func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
 		data = append(make([]byte, 0, len(data)), data...)
 	}
 	s.mu.Lock()
-	if s.flags&(cut|lost) != 0 {
+	switch {
+	case s.flags&(cut|lost) != 0:
 		s.mu.Unlock()
 		return nil, false
+	case s.flags&ended != 0: // see Goodbye
+		s.mu.Unlock()
+		return rest, true
 	}
 	s.flags |= waiting
 	if len(rest) > 0 {
@@ -98,6 +102,10 @@ func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
 		return nil, false
 	}
 	s.mu.Lock()
+	if s.flags&waiting == 0 { // Goodbye has taken the input side
+		s.mu.Unlock()
+		return nil, false
+	}
 	s.flags &^= waiting
 	gone := s.flags&lost != 0
 	left = s.takeInLocked()
@@ -145,6 +153,7 @@ func (s *Socket) peerClosed(it wire.Item) {
 		s.mu.Unlock()
 		return
 	}
+	parted := s.flags&ended != 0 // see Goodbye
 	s.flags |= recvClose | ended | waiting
 	s.closeCode = it.Code
 	s.dec.Drop()
@@ -158,7 +167,9 @@ func (s *Socket) peerClosed(it wire.Item) {
 		s.awaitHandshake()
 	}
 	s.answerClose()
-	s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true}))
+	if !parted {
+		s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true}))
+	}
 }
 
 // answerClose answers the peer's Close, unless the handler has to or Close was
@@ -190,6 +201,7 @@ func (s *Socket) fail(err error) {
 		s.mu.Unlock()
 		return
 	}
+	parted := s.flags&ended != 0
 	s.flags |= failed | ended | waiting
 	s.dec.Drop()
 	finish := s.finishLocked()
@@ -200,7 +212,9 @@ func (s *Socket) fail(err error) {
 		s.finish()
 	}
 	s.owner.Hold(s, Frame{Bytes: wire.AppendClose(nil, violation.Code, violation.Reason), Last: true})
-	s.owner.Deliver(s, Event{Kind: Error, Err: err})
+	if !parted {
+		s.owner.Deliver(s, Event{Kind: Error, Err: err})
+	}
 }
 
 // End is called by the poller when no input will come any more.
@@ -252,11 +266,11 @@ func (s *Socket) finish() {
 	}
 	s.setDeadline(s.cfg.Linger)
 	s.mu.Lock()
-	if b := s.busy; b != nil && b.gone != nil {
-		close(b.gone)
-		b.gone = nil
-	}
+	gone := s.goneLocked()
 	s.mu.Unlock()
+	if gone != nil {
+		gone(true)
+	}
 	s.conn.Resume()
 }
 
@@ -292,21 +306,20 @@ func (s *Socket) expire() {
 func (s *Socket) drop() {
 	s.conn.Close()
 	s.mu.Lock()
+	left := s.flags&lost != 0 // by the peer, or given up
 	s.flags |= lost
+	gone := s.goneLocked()
 	b := s.busy
 	s.busy = nil
 	if b != nil {
 		b.letGo(s.cfg.Pool)
 	}
 	s.mu.Unlock()
-	if b == nil {
-		return
-	}
-	if b.deadline.F != nil {
+	if b != nil && b.deadline.F != nil {
 		s.cfg.Timers.Clear(&b.deadline)
 	}
-	if b.gone != nil {
-		close(b.gone)
+	if gone != nil {
+		gone(left)
 	}
 }
 

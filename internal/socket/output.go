@@ -1,8 +1,6 @@
 package socket
 
 import (
-	"context"
-
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
@@ -181,29 +179,4 @@ func (s *Socket) Writable() {
 // closeFrame is the answer to a peer's Close: its code, no reason.
 func closeFrame(code uint16) Frame {
 	return Frame{Bytes: wire.AppendClose(nil, code, ""), Last: true}
-}
-
-// Goodbye closes s for a runtime that ends: its object is told nothing. It waits
-// until the peer has answered, or ctx ends, and reports whether the peer did.
-func (s *Socket) Goodbye(ctx context.Context, code uint16, reason string) bool {
-	gone := make(chan struct{})
-	s.mu.Lock()
-	if s.flags&(lost|cut) != 0 {
-		s.mu.Unlock()
-		return true
-	}
-	s.flags = s.flags&^waiting | ended
-	s.busyLocked().gone = gone
-	s.mu.Unlock()
-	if s.StartClose() {
-		s.Emit(Frame{Bytes: wire.AppendClose(nil, code, reason), Last: true})
-	}
-	s.conn.Resume()
-	select {
-	case <-gone:
-		return true
-	case <-ctx.Done():
-		s.Cut()
-		return false
-	}
 }

@@ -150,8 +150,8 @@ type busy struct {
 
 	deadline  alarm.Deadline // of lingering, or of a half-closed socket
 	discarded int
-	gone      chan struct{} // closed when the peer has answered or gone; nil if nobody waits
-	x         *extra        // nil for most
+	gone      func(answered bool) // see Goodbye; nil if nobody waits
+	x         *extra              // nil for most
 }
 
 // New returns a socket that is not connected yet: what is sent waits for Open.
