@@ -15,14 +15,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"go.uber.org/goleak"
 
 	"github.com/hibernate-go/hibernate"
 	"github.com/hibernate-go/hibernate/hibernateprom"
 	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak.Dead()...) }
+func TestMain(m *testing.M) { leak.Main(m, leak.Dead()...) }
 
 type room struct{ state *hibernate.State }
 

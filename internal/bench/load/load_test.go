@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/hibernate-go/hibernate/internal/bench/launch"
+	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
 func TestMain(m *testing.M) {
@@ -30,10 +29,18 @@ func TestMain(m *testing.M) {
 		}
 		return filepath.Join(bin, "server"), launch.Build(context.Background(), root, bin, "./internal/bench/server")
 	})
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		os.RemoveAll(bin)
-		os.Exit(code)
-	}))
+	leak.Main(tidy{m, bin})
+}
+
+// tidy removes the directory when the tests have run.
+type tidy struct {
+	m   *testing.M
+	dir string
+}
+
+func (t tidy) Run() int {
+	defer os.RemoveAll(t.dir)
+	return t.m.Run()
 }
 
 // server builds the library's server, once, and returns where it is.
