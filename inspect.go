@@ -159,10 +159,16 @@ func objectInfo(l registry.Listed) ObjectInfo {
 // the zero ID is before all. It wakes none of them and reads no storage. What
 // changes meanwhile may or may not be seen. It reads a 64th of the IDs at a time:
 // whoever breaks off early leaves the rest alone.
-func (rt *Runtime) Resident(after ID) iter.Seq[ObjectInfo] {
+func (rt *Runtime) Resident(after ID) iter.Seq[ObjectInfo] { return rt.list(after, false) }
+
+// Awake is Resident, but yields only objects that have an instance, and passes by the
+// others without looking at them.
+func (rt *Runtime) Awake(after ID) iter.Seq[ObjectInfo] { return rt.list(after, true) }
+
+func (rt *Runtime) list(after ID, awake bool) iter.Seq[ObjectInfo] {
 	return func(yield func(ObjectInfo) bool) {
-		for l := range rt.reg.Resident(after.key) {
-			if !yield(objectInfo(l)) {
+		for l := range rt.reg.Resident(after.key, awake) {
+			if (l.InMemory || !awake) && !yield(objectInfo(l)) {
 				return
 			}
 		}
@@ -221,7 +227,7 @@ func (n *Namespace) List(ctx context.Context) iter.Seq2[ObjectInfo, error] {
 // resident are the class's objects that have a record, in order of their ids.
 func (c *class) resident() iter.Seq[registry.Listed] {
 	return func(yield func(registry.Listed) bool) {
-		for l := range c.rt.reg.Resident(store.ID{}) {
+		for l := range c.rt.reg.Resident(store.ID{}, false) {
 			if l.Class == c.reg && !yield(l) {
 				return
 			}

@@ -180,6 +180,16 @@ func TestResidentAndListAreInOrder(t *testing.T) {
 		i++
 	}
 	i = 0
+	for o := range r.rt.Awake(all[9].ID) {
+		if !o.InMemory || strings.Compare(o.ID.String(), all[9].ID.String()) <= 0 {
+			t.Errorf("awake: %+v", o)
+		}
+		i++
+	}
+	if want := len(slices.DeleteFunc(slices.Clone(all[10:]), func(o hibernate.ObjectInfo) bool { return !o.InMemory })); i != want {
+		t.Errorf("%d objects are awake behind the tenth, want %d", i, want)
+	}
+	i = 0
 	for o, err := range r.ns.List(context.Background()) {
 		if err != nil || o != all[i] {
 			t.Fatalf("listed %+v, %v, want %+v", o, err, all[i])

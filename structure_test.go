@@ -22,6 +22,7 @@ const module = "github.com/hibernate-go/hibernate"
 var allowedImports = map[string][]string{
 	".":                  {"internal/accept", "internal/alarm", "internal/limit", "internal/poll", "internal/registry", "internal/seam", "internal/socket", "internal/store", "internal/wire"},
 	"hibernateprom":      {"."},
+	"inspect":            {"."},
 	"internal/accept":    {"internal/alarm", "internal/poll", "internal/wire"},
 	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
 	"internal/seam":      {"internal/registry", "internal/store"},

@@ -360,18 +360,27 @@ type Listed struct {
 	Cause    Cause
 }
 
-// Resident yields the objects that have a record, in order of their ids, behind
-// after. It reads a shard at a time and holds no lock while it yields.
-func (r *Registry) Resident(after store.ID) iter.Seq[Listed] {
+// Resident yields the objects that have a record, or an activation, in order of their
+// ids, behind after. It reads a shard at a time and holds no lock while it yields.
+func (r *Registry) Resident(after store.ID, awake bool) iter.Seq[Listed] {
 	return func(yield func(Listed) bool) {
 		var page []*Object
 		for i := shardOf(after); i < shardCount; i++ {
 			page = page[:0]
+			add := func(o *Object) {
+				if bytes.Compare(o.id[:], after[:]) > 0 {
+					page = append(page, o)
+				}
+			}
 			sh := &r.shards[i]
 			sh.mu.Lock()
-			for id, o := range sh.objects {
-				if bytes.Compare(id[:], after[:]) > 0 {
-					page = append(page, o)
+			if awake {
+				for a := sh.awake; a != nil; a = a.next {
+					add(a.obj)
+				}
+			} else {
+				for _, o := range sh.objects {
+					add(o)
 				}
 			}
 			sh.mu.Unlock()
