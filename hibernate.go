@@ -109,6 +109,31 @@ type Options struct {
 	// Limits bound what peers and objects can use.
 	Limits Limits
 
+	// KeepAlive is how long a connection is silent before TCP asks whether the peer
+	// is there, and how long between two of its questions; whole seconds. It is set at both doors. Zero is
+	// 15 s where keep-alive was off, and leaves what somebody chose (net/http's
+	// listeners have 15 s); negative leaves all as it is.
+	KeepAlive time.Duration
+
+	// UserTimeout is how long TCP goes on without an acknowledgement, keep-alive's
+	// included, and how long a peer that is sent to may have no room for more
+	// (TCP_USER_TIMEOUT; Linux only). The connection is then lost: one close event
+	// with 1006. Zero is 2 min; negative leaves it to the system.
+	UserTimeout time.Duration
+
+	// PingInterval is how often a peer that was silent is sent a ping (RFC 6455
+	// §5.5.2), also where TCP looks alive because a proxy answers for it. Whatever
+	// it sends counts as life. Nobody is woken, and one timer serves all connections:
+	// each interval walks twice over them, spread out. Zero is never and costs nothing;
+	// negative is an error. 30 s is usual.
+	PingInterval time.Duration
+
+	// PongTimeout is how long a peer that was sent a ping may remain silent. Then the connection is
+	// cut: one close event with 1006. Zero is 10 s, or PingInterval if that is
+	// less; negative or more than PingInterval is an error. Peers whose event waits
+	// for its handler, and those that are slow or closing, are not judged.
+	PongTimeout time.Duration
+
 	// AwakeWarning is how long one thing may keep an object in memory before the log
 	// says so: a handler, an Await, an outgoing call, or WaitUntil work. It is looked
 	// for every quarter of this time, and told once. Zero is 5 min; negative is never.
@@ -231,6 +256,9 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		opt.Logger = slog.Default()
 	}
 	rt.log = opt.Logger
+	if err := opt.checkPings(); err != nil {
+		return nil, err
+	}
 	if err := opt.Limits.withDefaults(); err != nil {
 		return nil, err
 	}
@@ -240,7 +268,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 	if rt.store, err = store.Open(cfg); err != nil {
 		return nil, fmt.Errorf("hibernate: %w", err)
 	}
-	if rt.poller, err = poll.New(poll.Options{Logger: rt.log}); err != nil {
+	if rt.poller, err = poll.New(poll.Options{Logger: rt.log, KeepAlive: opt.KeepAlive, UserTimeout: opt.UserTimeout}); err != nil {
 		return nil, errors.Join(fmt.Errorf("hibernate: poller: %w", err), rt.store.Close())
 	}
 	regCfg := registry.Config{
@@ -253,6 +281,8 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		Sockets:          opt.Limits.Sockets,
 		Mailbox:          opt.Limits.Waiting,
 		Undelivered:      opt.Limits.Undelivered,
+		PingInterval:     opt.PingInterval,
+		PongTimeout:      opt.PongTimeout,
 		AwakeWarning:     opt.AwakeWarning,
 		WakeWarning:      opt.WakeWarning,
 		EvictEveryTurn:   opt.EvictEveryTurn,

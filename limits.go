@@ -3,6 +3,7 @@ package hibernate
 import (
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/hibernate-go/hibernate/internal/limit"
 )
@@ -130,6 +131,17 @@ func (l *Limits) withDefaults() error {
 		if err := defaultTo(f.name, f.v, f.def); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkPings checks how dead peers are found.
+func (o *Options) checkPings() error {
+	if o.PongTimeout == 0 {
+		o.PongTimeout = min(10*time.Second, max(o.PingInterval, 0))
+	}
+	if o.PingInterval < 0 || o.PongTimeout < 0 || o.PongTimeout > o.PingInterval {
+		return fmt.Errorf("%w: Options.PingInterval is %v, PongTimeout %v", ErrInvalid, o.PingInterval, o.PongTimeout)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ type Stats struct {
 	AutoResponses uint64 // messages answered without a handler
 	Panics        uint64 // handlers that panicked
 	HandlerErrors uint64 // handlers that returned an error
+	Vanished      uint64 // connections cut because the peer did not answer a ping
 
 	Wakes    Wakes     // instances made, by what they were made for
 	TurnTime Histogram // of handlers and constructors; empty without [Options].TurnTimes
@@ -51,6 +52,7 @@ func (rt *Runtime) Stats() Stats {
 		AutoResponses:   r.AutoResponses,
 		Panics:          r.Panics,
 		HandlerErrors:   r.HandlerErrors,
+		Vanished:        r.Vanished,
 		Refused:         rt.refused.Load(),
 		Buffered:        rt.pool.Len(),
 		Commits:         s.Commits,

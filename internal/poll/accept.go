@@ -48,7 +48,10 @@ func (c *Conn) RemoteAddr() net.Addr {
 }
 
 // accepting is what a listener's record has as its Handler.
-type accepting struct{ ListenHandler }
+type accepting struct {
+	ListenHandler
+	userTimeout int // milliseconds, to be set on each connection: a Multipath TCP listener has no such option; else 0
+}
 
 func (accepting) Input([]byte) bool { panic("poll: BUG: input of a listener") }
 func (accepting) End(error)         { panic("poll: BUG: end of a listener") }

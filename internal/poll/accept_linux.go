@@ -89,10 +89,10 @@ func (p *Poller) listen(c *Conn, ln net.Listener, h ListenHandler) (ok bool, err
 		unix.Close(fd)
 		return true, fmt.Errorf("poll: listen: %w", os.NewSyscallError("fcntl", err))
 	}
-	if err := setTCPOptions(fd); err != nil {
+	if err := p.tune(fd); err != nil {
 		p.log.Debug("poll: set socket options", "listener", ln.Addr(), "err", err)
 	}
-	if err := p.enter(c, fd, accepting{h}, stateListener); err != nil {
+	if err := p.enter(c, fd, accepting{h, p.untunable(fd)}, stateListener); err != nil {
 		return true, fmt.Errorf("poll: listen: %w", err)
 	}
 	return true, nil
@@ -100,7 +100,7 @@ func (p *Poller) listen(c *Conn, ln net.Listener, h ListenHandler) (ok bool, err
 
 // accept takes connections from the listener c until there are none, accepting is off, or it is others' turn.
 func (l *loop) accept(c *Conn) {
-	h := c.h.(accepting).ListenHandler
+	h := c.h.(accepting)
 	for range maxAccepts {
 		if !l.mayRead(c) {
 			return
@@ -117,6 +117,9 @@ func (l *loop) accept(c *Conn) {
 				h.AcceptFailed(os.NewSyscallError("accept4", err))
 			}
 			return
+		}
+		if h.userTimeout > 0 { // an error if the connection is Multipath TCP itself
+			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, h.userTimeout)
 		}
 		d := &Descriptor{fd: fd}
 		if !c.takeInput() {

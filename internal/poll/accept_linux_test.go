@@ -119,6 +119,9 @@ func TestListenSetsOptionsOfItsConnections(t *testing.T) {
 					t.Errorf("multipath listener %v client %v: option %d/%d = %d, %v, want %d", mptcp, dialer, o.level, o.name, got, err, o.want)
 				}
 			}
+			if got, err := unix.GetsockoptInt(c.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); got != 120_000 && !(mptcp && dialer) {
+				t.Errorf("multipath listener %v client %v: user timeout %d, %v", mptcp, dialer, got, err)
+			}
 			flags, err := unix.FcntlInt(uintptr(c.fd), unix.F_GETFD, 0)
 			if err != nil || flags&unix.FD_CLOEXEC == 0 {
 				t.Errorf("descriptor flags %x, %v: a child would inherit it", flags, err)

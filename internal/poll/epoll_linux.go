@@ -20,8 +20,6 @@ const (
 	maxEvents = 128  // fetched by one epoll_wait
 	maxReads  = 4    // full buffers of one connection before others have their turn
 	maxIovecs = 1024 // the kernel's UIO_MAXIOV
-
-	keepAliveSeconds = 15 // as package net does; only where keep-alive was off
 )
 
 // platform is the poller's part that knows epoll.
@@ -177,31 +175,13 @@ func (p *Poller) attachDescriptor(c *Conn, nc net.Conn, h Handler) (ok bool, err
 		unix.Close(fd)
 		return true, fmt.Errorf("poll: attach %v: %w", remote, os.NewSyscallError("fcntl", err))
 	}
-	if err := setTCPOptions(fd); err != nil {
+	if err := p.tune(fd); err != nil {
 		p.log.Debug("poll: set socket options", "remote", remote, "err", err) // a peer that has gone; reading will tell
 	}
 	if err := p.register(c, fd, h); err != nil {
 		return true, fmt.Errorf("poll: attach %v: %w", remote, err)
 	}
 	return true, nil
-}
-
-// setTCPOptions sets no-delay and keep-alive if fd is TCP. Periods that somebody chose stay.
-func setTCPOptions(fd int) error {
-	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 {
-		return os.NewSyscallError("getsockopt", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return os.NewSyscallError("setsockopt", err)
-	}
-	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || on != 0 {
-		return os.NewSyscallError("getsockopt", err)
-	}
-	return os.NewSyscallError("setsockopt", errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveSeconds),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAliveSeconds)))
 }
 
 // register enters fd, which it owns, into the table and into a loop.
@@ -352,7 +332,7 @@ func (l *loop) read(c *Conn, toEnd bool) {
 		emptied := n < len(l.buf) && !toEnd
 		l.emptied = emptied
 		if c.h.Input(l.buf[:n]) {
-			c.state.Or(stateWantIn)
+			c.state.Or(stateWantIn | stateHeard)
 		}
 		if emptied {
 			return
@@ -431,7 +411,7 @@ func (l *loop) resume(c *Conn) {
 		if old&stateWantIn != 0 && old&statePendingIn == 0 {
 			return
 		}
-		if c.state.CompareAndSwap(old, (old|stateWantIn)&^(statePendingIn|stateQuiet)) {
+		if c.state.CompareAndSwap(old, (old|stateWantIn|stateHeard)&^(statePendingIn|stateQuiet)) {
 			if old&statePendingIn != 0 {
 				l.control(c)
 			}

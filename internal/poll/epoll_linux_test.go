@@ -92,6 +92,7 @@ func TestSocketOptionsAreSetOnTheDescriptor(t *testing.T) {
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, idle},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 120_000},
 		} {
 			if got, err := unix.GetsockoptInt(int(r.fd), o.level, o.name); err != nil || got != o.want {
 				t.Errorf("option %d/%d = %d, %v, want %d", o.level, o.name, got, err, o.want)

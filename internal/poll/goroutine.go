@@ -48,7 +48,7 @@ func (p *Poller) attachGoroutine(c *Conn, nc net.Conn, h Handler) error {
 		raw = t.NetConn()
 	}
 	if t, ok := raw.(*net.TCPConn); ok {
-		if err := errors.Join(t.SetNoDelay(true), t.SetKeepAlive(true)); err != nil {
+		if err := p.tuneConn(t); err != nil {
 			p.log.Debug("poll: set socket options", "err", err)
 		}
 	}
@@ -204,6 +204,7 @@ func (g *goConn) resume(*Conn) {
 	defer g.mu.Unlock()
 	if !g.wantIn {
 		g.wantIn = true
+		g.c.state.Or(stateHeard)
 		g.changed.Broadcast()
 	}
 }

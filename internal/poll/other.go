@@ -30,6 +30,18 @@ func (*Poller) attachRaw(*Conn, *Descriptor, Handler) error                  { r
 func (*Poller) move(_, _ *Conn, _ Handler) error                             { return errors.ErrUnsupported }
 func (*Poller) detach(*Conn) (*Descriptor, error)                            { return nil, errors.ErrUnsupported }
 
+// tuneConn sets no-delay and keep-alive.
+func (p *Poller) tuneConn(t *net.TCPConn) error {
+	err := t.SetNoDelay(true)
+	switch {
+	case p.keepAlive > 0:
+		err = errors.Join(err, t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: p.keepAlive, Interval: p.keepAlive}))
+	case p.keepAlive == 0:
+		err = errors.Join(err, t.SetKeepAlive(true))
+	}
+	return err
+}
+
 func (c *Conn) remoteAddr() net.Addr {
 	if g, ok := (*c.on).(*goConn); ok {
 		return g.nc.RemoteAddr()

@@ -44,6 +44,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Handler receives what happens to one connection. Calls for one connection never overlap, except that Writable may
@@ -67,6 +68,13 @@ type Options struct {
 	Goroutines bool         // serve every connection by goroutines, also where epoll exists
 	BufferSize int          // largest input of one Input call; 0 = 64 KiB, one buffer per loop (at most 4 KiB per connection served by a goroutine)
 	Logger     *slog.Logger // nil = slog.Default()
+
+	// KeepAlive is the idle time before TCP asks whether the peer is there, and the time between two of its questions.
+	// 0 = 15 s for connections whose keep-alive was off, and what they have for others; negative = what they have.
+	KeepAlive time.Duration
+	// UserTimeout is how long TCP goes on without an acknowledgement of what it sent, keep-alive included, or without
+	// room at the peer for more. On Linux only. 0 = 2 min; negative = what the system does.
+	UserTimeout time.Duration
 }
 
 // Stats counts what a Poller has done since New.
@@ -79,9 +87,10 @@ type Stats struct {
 
 // A Poller watches connections. It is safe for concurrent use.
 type Poller struct {
-	log        *slog.Logger
-	bufferSize int
-	platform   // what the system offers: epoll, or nothing
+	log                    *slog.Logger
+	bufferSize             int
+	keepAlive, userTimeout time.Duration // as in Options, with defaults
+	platform                             // what the system offers: epoll, or nothing
 
 	active sync.WaitGroup // connections not yet released, and the goroutines serving them
 
@@ -102,7 +111,10 @@ func New(o Options) (*Poller, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	p := &Poller{log: o.Logger, bufferSize: o.BufferSize, goroutines: make(map[*goConn]struct{})}
+	if o.UserTimeout == 0 {
+		o.UserTimeout = 2 * time.Minute
+	}
+	p := &Poller{log: o.Logger, bufferSize: o.BufferSize, keepAlive: o.KeepAlive, userTimeout: o.UserTimeout, goroutines: make(map[*goConn]struct{})}
 	if o.Goroutines {
 		return p, nil
 	}
@@ -184,7 +196,7 @@ type driver interface {
 	close(c *Conn) error
 }
 
-// Conn.state. With goroutines only the first two are used.
+// Conn.state. With goroutines only the first two and stateHeard are used.
 const (
 	stateAttached  = 1 << iota // set last in Attach; orders the immutable fields before every use
 	stateClosed                // Close was called; never cleared; no new references
@@ -197,6 +209,7 @@ const (
 	stateAgain                 // and has to be repeated
 	stateMore                  // in the loop's list of those that have more to read; the loop's own
 	stateListener              // what is read are connections; set by Listen
+	stateHeard                 // something was read, or reading was turned on, since the last Heard
 	stateMoved                 // set with stateClosed: the descriptor belongs to somebody else
 	stateRef                   // one reference; the count fills the rest of the word
 
@@ -209,6 +222,10 @@ func (c *Conn) Resume() {
 		(*c.on).resume(c)
 	}
 }
+
+// Heard reports whether the peer may have been heard of since the last call: something was read, or a Resume came. It
+// costs the reading side nothing.
+func (c *Conn) Heard() bool { return c.state.And(^uint32(stateHeard))&stateHeard != 0 }
 
 // Write writes what the connection takes now and never blocks; n < len(p) with a nil error means that it is full.
 // p is not retained.

@@ -71,6 +71,8 @@ type Config struct {
 	Refused          *limit.Counters // counts refusals; nil: nobody does
 	Probe            *Probe          // of the users' test kit; nil: none
 	Pool             *socket.Pool    // bytes kept by sockets; nil: nobody counts
+	PingInterval     time.Duration   // silent peers are asked once in it; 0: never
+	PongTimeout      time.Duration   // how long they have to answer; at most PingInterval
 }
 
 // A Behavior is what a class's instances do, in terms of this package. It runs
@@ -148,7 +150,7 @@ func shardOf(id store.ID) int { return int(id[0]) * shardCount / 256 }
 type counters struct {
 	constructed, hibernated, failed, resets atomic.Uint64
 	events, messages, autoResponses         atomic.Uint64
-	panics, handlerErrors                   atomic.Uint64
+	panics, handlerErrors, dead             atomic.Uint64
 	gateWait                                histogram
 	inMemory, records                       atomic.Int64
 }
@@ -164,6 +166,7 @@ func New(cfg Config) *Registry {
 		r.shards[i].objects = map[store.ID]*Object{}
 	}
 	r.alarms = alarm.NewScheduler(cfg.Clock, (*alarmSource)(r))
+	r.startPulse()
 	return r
 }
 
@@ -261,7 +264,7 @@ type Stats struct {
 	Sockets, InMemory, Records             int64
 	Constructed, Hibernated, Failed, Reset uint64
 	Events, Messages, AutoResponses        uint64
-	Panics, HandlerErrors                  uint64
+	Panics, HandlerErrors, Vanished        uint64
 	GateWait                               Histogram
 	Revoked                                int64
 }
@@ -273,7 +276,7 @@ func (r *Registry) Stats() Stats {
 		Sockets: r.sockets.Load(), InMemory: s.inMemory.Load(), Records: s.records.Load(),
 		Constructed: s.constructed.Load(), Hibernated: s.hibernated.Load(), Failed: s.failed.Load(), Reset: s.resets.Load(),
 		Events: s.events.Load(), Messages: s.messages.Load(), AutoResponses: s.autoResponses.Load(),
-		Panics: s.panics.Load(), HandlerErrors: s.handlerErrors.Load(), GateWait: s.gateWait.load(), Revoked: r.revoked.n.Load(),
+		Panics: s.panics.Load(), HandlerErrors: s.handlerErrors.Load(), Vanished: s.dead.Load(), GateWait: s.gateWait.load(), Revoked: r.revoked.n.Load(),
 	}
 }
 

@@ -136,6 +136,7 @@ const (
 	slow                         // closed because the peer does not read; the event says so
 	stuffed                      // more than DrainOver waits, or has since the queue was empty
 	draining                     // the owner has been told of it
+	asked                        // a ping was sent, and Judge has not been called since
 )
 
 // busy is what a connection needs only while something is under way.
