@@ -307,14 +307,6 @@ func init() {
 		}
 		return rt, rt.reg, nil
 	}
-	seam.Namespace = func(c *registry.Class) any { return &Namespace{c.Behavior.(*class)} }
-	seam.Object = func(stub any) (*registry.Class, store.ID, string) {
-		s := stub.(Stub)
-		if s.class == nil {
-			return nil, s.id.key, s.name
-		}
-		return s.class.reg, s.id.key, s.name
-	}
 }
 
 // die ends a runtime whose storage has failed: held output is dropped and every

@@ -28,6 +28,7 @@ var allowedImports = map[string][]string{
 	"internal/seam":      {"internal/registry", "internal/store"},
 	"internal/socket":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},
 	"internal/store":     {"internal/mutation"},
+	"hibernatetest":      {".", "internal/alarm", "internal/registry", "internal/seam", "internal/socket", "internal/store", "internal/storetest"},
 	"internal/alarm":     {},
 	"internal/gate":      {},
 	"internal/leak":      {}, // for tests
@@ -48,7 +49,7 @@ func isUser(dir string) bool {
 // onlyImporters names who may import a dependency. The rest of the library does not know of it.
 var onlyImporters = map[string][]string{
 	"github.com/cockroachdb/pebble/v2":    {"internal/store", "internal/storetest"},
-	"github.com/gobwas/ws":                {"internal/wire"},
+	"github.com/gobwas/ws":                {"hibernatetest", "internal/wire"},
 	"github.com/prometheus/client_golang": {"hibernateprom"},
 	"github.com/fxamacker/cbor/v2":        {"."},
 	"golang.org/x/sys":                    {"internal/poll"},

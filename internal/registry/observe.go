@@ -56,21 +56,17 @@ func (o *Object) observe(t *Turn) (end func(*error)) {
 			}
 		}
 		if o.class.labels != nil {
-			before := context.Background()
-			if p := cfg.Probe; p != nil && p.Labels != nil {
-				before = p.Labels
-			}
-			pprof.SetGoroutineLabels(before)
+			pprof.SetGoroutineLabels(cfg.labels())
 		}
 	}
 }
 
-// profileLabels are the labels of c's turns, by cause: made once, because a turn must
-// not allocate for them.
-func profileLabels(class string) *[CauseCount]context.Context {
+// profileLabels are the labels of a class's turns, by cause, beside those of base: made
+// once, because a turn must not allocate for them.
+func profileLabels(base context.Context, class string) *[CauseCount]context.Context {
 	var l [CauseCount]context.Context
 	for c := range l {
-		l[c] = pprof.WithLabels(context.Background(), pprof.Labels("class", class, "event", Cause(c).String()))
+		l[c] = pprof.WithLabels(base, pprof.Labels("class", class, "event", Cause(c).String()))
 	}
 	return &l
 }

@@ -60,6 +60,14 @@ func (p *Probe) over(w *Work) {
 	}
 }
 
+// labels are the pprof labels of goroutines that run turns, between turns.
+func (c *Config) labels() context.Context {
+	if c.Probe != nil && c.Probe.Labels != nil {
+		return c.Probe.Labels
+	}
+	return context.Background()
+}
+
 // label is called by a goroutine that is going to run turns.
 func (p *Probe) label() {
 	if p.Labels != nil {

@@ -184,7 +184,7 @@ func (r *Registry) AddClass(c *Class) error {
 		return fmt.Errorf("class %q is already registered", c.Name)
 	}
 	if r.cfg.ProfileLabels {
-		c.labels = profileLabels(c.Name)
+		c.labels = profileLabels(r.cfg.labels(), c.Name)
 	}
 	r.classes[c.Name] = c
 	r.classMu.Unlock()
