@@ -19,16 +19,60 @@ type Codec interface {
 }
 
 // CBOR is the default codec (RFC 8949). It keeps times, byte slices and keys that
-// are not strings. Decoding is bounded: 32 levels of nesting, 131,072 elements.
+// are not strings. A value has at most 128 levels of nesting and 131,072 elements at
+// each: more is an error of both directions, so that what was written can be read.
 func CBOR() Codec { return cborCodec{} }
 
-// JSON is the codec of encoding/json, for data that other programs read.
+// JSON is the codec of encoding/json, for data that other programs read. A value
+// has at most 128 levels of nesting, in both directions.
 func JSON() Codec { return jsonCodec{} }
+
+// Limits of what a Codec decodes. The stack grows with the first, and no
+// collection is made larger than the second says.
+const (
+	maxNesting  = 128
+	maxElements = 131072
+)
 
 type jsonCodec struct{}
 
-func (jsonCodec) Marshal(v any) ([]byte, error)   { return json.Marshal(v) }
-func (jsonCodec) Unmarshal(b []byte, v any) error { return json.Unmarshal(b, v) }
+func (jsonCodec) Marshal(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = checkNesting(b)
+	}
+	return b, err
+}
+
+func (jsonCodec) Unmarshal(b []byte, v any) error {
+	if err := checkNesting(b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
+// checkNesting is an error if b, which may be anything, opens too many arrays and
+// objects before it closes them. encoding/json allows 10,000.
+func checkNesting(b []byte) error {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+			if c == '\\' {
+				i++
+			}
+		case c == '[' || c == '{':
+			if depth++; depth > maxNesting {
+				return fmt.Errorf("json: more than %d levels of nesting", maxNesting)
+			}
+		case c == ']' || c == '}':
+			depth--
+		}
+	}
+	return nil
+}
 
 type cborCodec struct{}
 
@@ -39,9 +83,9 @@ var (
 		TimeTag: cbor.EncTagRequired,
 	}.EncMode())
 	cborDec = must(cbor.DecOptions{
-		MaxNestedLevels:  32,
-		MaxArrayElements: 131072,
-		MaxMapPairs:      131072,
+		MaxNestedLevels:  maxNesting,
+		MaxArrayElements: maxElements,
+		MaxMapPairs:      maxElements,
 		DefaultMapType:   reflect.TypeFor[map[any]any](),
 		IntDec:           cbor.IntDecConvertSignedOrFail,
 	}.DecMode())
@@ -54,7 +98,14 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func (cborCodec) Marshal(v any) ([]byte, error)   { return cborEnc.Marshal(v) }
+func (cborCodec) Marshal(v any) ([]byte, error) {
+	b, err := cborEnc.Marshal(v)
+	if err == nil {
+		err = cborDec.Wellformed(b) // within the limits; some tens of nanoseconds
+	}
+	return b, err
+}
+
 func (cborCodec) Unmarshal(b []byte, v any) error { return cborDec.Unmarshal(b, v) }
 
 // encodeAttachment encodes v within the limit.

@@ -16,3 +16,9 @@ func (rt *Runtime) Waiting() (n int) {
 	}
 	return n
 }
+
+// NewTags are the tags that a socket has which was accepted with these.
+func NewTags(tags []string) ([]string, error) {
+	t, err := newTags(tags)
+	return t.All(), err
+}
