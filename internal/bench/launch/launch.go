@@ -92,12 +92,12 @@ func Start(ctx context.Context, program string, args ...string) (*Server, error)
 		select {
 		case <-s.ended:
 			cancel()
-			return nil, fmt.Errorf("%s ended: %s", filepath.Base(program), s.Output())
+			return nil, fmt.Errorf("%s ended: %s", filepath.Base(program), s.Log())
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
 			s.Stop()
-			return nil, fmt.Errorf("%s does not listen: %s", filepath.Base(program), s.Output())
+			return nil, fmt.Errorf("%s does not listen: %s", filepath.Base(program), s.Log())
 		}
 	}
 }
@@ -108,8 +108,22 @@ func (s *Server) Stop() {
 	<-s.ended
 }
 
-// Output is the end of what the process has written.
-func (s *Server) Output() string { return s.output.String() }
+// Log is the end of what the process has written.
+func (s *Server) Log() string { return s.output.String() }
+
+// Output runs a program to its end and returns what it has printed. What Start says of ctx and threads holds here too.
+func Output(ctx context.Context, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.Output()
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, explain(err, nil)
+	}
+	return out, nil
+}
 
 // freeAddr is an address that nobody listens on, below the ports that the kernel gives to clients.
 func freeAddr() (string, error) {

@@ -69,7 +69,7 @@ func ownCPU() time.Duration { return process(os.Getpid()).cpu() }
 // freeMemory has the process give unused memory back, and waits a while for it.
 func (p process) freeMemory() {
 	if p != 0 && unix.Kill(int(p), unix.SIGUSR1) == nil {
-		time.Sleep(1500 * time.Millisecond)
+		time.Sleep(time.Second)
 	}
 }
 
