@@ -108,10 +108,10 @@ func countInStorage(ctx context.Context, r *room, ws hibernate.WebSocket, _ hibe
 
 // A verdict is a *testing.T of somebody else's test: it keeps what that test says.
 type verdict struct {
-	testing.TB
-	mu       sync.Mutex // guards the following
-	failures []string
-	cleanups []func()
+	testing.TB            // nil: what the kit calls is below
+	mu         sync.Mutex // guards the following
+	failures   []string
+	cleanups   []func()
 }
 
 func (v *verdict) Helper()           {}
@@ -144,9 +144,8 @@ func (v *verdict) Fatal(args ...any) { v.Fatalf("%s", fmt.Sprint(args...)) }
 func (v *verdict) FailNow()          { runtime.Goexit() }
 
 // judge runs somebody else's test and returns what it failed with.
-func judge(t *testing.T, test func(t testing.TB)) string {
-	t.Helper()
-	v := &verdict{TB: t}
+func judge(test func(t testing.TB)) string {
+	v := &verdict{}
 	run := func(f func()) {
 		done := make(chan struct{})
 		go func() {
@@ -165,7 +164,7 @@ func judge(t *testing.T, test func(t testing.TB)) string {
 // mustFail checks that somebody else's test fails and says all of these.
 func mustFail(t *testing.T, test func(t testing.TB), want ...string) {
 	t.Helper()
-	got := judge(t, test)
+	got := judge(test)
 	for _, w := range want {
 		if !strings.Contains(got, w) {
 			t.Errorf("the test fails with\n\n%s\n\nand does not say %q", got, w)
@@ -177,7 +176,7 @@ func mustFail(t *testing.T, test func(t testing.TB), want ...string) {
 // mustPass checks that somebody else's test passes.
 func mustPass(t *testing.T, test func(t testing.TB)) {
 	t.Helper()
-	if got := judge(t, test); got != "" {
+	if got := judge(test); got != "" {
 		t.Errorf("the test should pass, and fails with\n%s", got)
 	}
 }
