@@ -32,7 +32,7 @@ const token = "a secret"
 
 // TestReportWakesTheTrackerAndReachesTheWatchersOfItsJob is the example in one test.
 func TestReportWakesTheTrackerAndReachesTheWatchersOfItsJob(t *testing.T) {
-	srv := serve(t, 20*time.Millisecond, time.Now)
+	srv := serve(t, 20*time.Millisecond)
 	film, book := srv.begin("film"), srv.begin("book")
 	ann, ben, cat := srv.watch(film), srv.watch(film), srv.watch(book)
 	for _, w := range []*exampletest.Client{ann, ben} {
@@ -77,24 +77,8 @@ func TestReportWakesTheTrackerAndReachesTheWatchersOfItsJob(t *testing.T) {
 	over(t, late)
 }
 
-// TestSilentJobIsMarked by an alarm, and goes on when its worker is heard of again.
-func TestSilentJobIsMarked(t *testing.T) {
-	ahead := 100 * time.Millisecond // of the end of the silence
-	srv := serve(t, 20*time.Millisecond, func() time.Time { return time.Now().Add(ahead - silence) })
-	number := srv.begin("film")
-	w := srv.watch(number)
-	next(t, w)
-	if j := next(t, w); j.State != Silent {
-		t.Fatalf("got %+v", j)
-	}
-	srv.report(number, Report{Running, 50, "Back again"}, http.StatusOK)
-	if j := next(t, w); j.State != Running || j.Note != "Back again" {
-		t.Fatalf("got %+v", j)
-	}
-}
-
 func TestOldestJobIsForgotten(t *testing.T) {
-	srv := serve(t, time.Hour, time.Now)
+	srv := serve(t, time.Hour)
 	for i := range maxJobs + 2 {
 		srv.begin(fmt.Sprint("job ", i))
 	}
@@ -106,7 +90,7 @@ func TestOldestJobIsForgotten(t *testing.T) {
 }
 
 func TestReportsAreChecked(t *testing.T) {
-	srv := serve(t, time.Hour, time.Now)
+	srv := serve(t, time.Hour)
 	number, over := srv.begin("film"), srv.begin("book")
 	srv.report(over, Report{State: Done}, http.StatusOK)
 	for name, c := range map[string]struct {
@@ -137,7 +121,7 @@ func TestReportsAreChecked(t *testing.T) {
 }
 
 func TestStrangersWakeNobody(t *testing.T) {
-	srv := serve(t, time.Hour, time.Now)
+	srv := serve(t, time.Hour)
 	for _, wrong := range []string{"", "another secret", token + "x"} {
 		if status, _ := srv.post("/q/studio/jobs/1", wrong, `{"state":"done"}`); status != http.StatusUnauthorized {
 			t.Fatalf("token %q: status %d", wrong, status)
@@ -210,13 +194,13 @@ type server struct {
 }
 
 // serve runs the handler in this process, without workers.
-func serve(t *testing.T, idle time.Duration, now func() time.Time) *server {
+func serve(t *testing.T, idle time.Duration) *server {
 	t.Helper()
 	rt, err := hibernate.Open(t.TempDir(), &hibernate.Options{IdleTimeout: idle, Limits: limits})
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler, err := routes(rt, now, token, func(string, uint64) bool { return true })
+	handler, err := routes(rt, time.Now, token, func(string, uint64) bool { return true })
 	if err != nil {
 		t.Fatal(err)
 	}
