@@ -61,7 +61,7 @@ type asset struct {
 func Handler(rt *hibernate.Runtime) http.Handler {
 	h := &handler{rt: rt, assets: map[string]asset{}}
 	h.pages = template.Must(template.New("").Funcs(template.FuncMap{
-		"ago": ago, "took": took, "number": number, "short": short, "plural": plural,
+		"ago": ago, "lasted": func(now, since time.Time) string { return span(max(now.Sub(since), 0)) }, "took": took, "number": number, "short": short, "plural": plural,
 		"arguments": func(o objectRow, now time.Time) any { return rowArguments{o, now} },
 	}).ParseFS(files, "page/*.html"))
 	for name, mediaType := range map[string]string{"style.css": "text/css; charset=utf-8", "live.js": "text/javascript; charset=utf-8"} {

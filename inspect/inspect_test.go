@@ -174,7 +174,7 @@ func TestObjectShowsWhyItIsAwake(t *testing.T) {
 	s.connect("garden", nil, nil)
 	s.shows(page("garden"), "garden asleep", "Room "+s.id("garden"), "WebSockets 2", "open admin eu {n: [1, 2], raw: 0x01ff, since: 1970-01-01T00:00:00Z, who: &#34;Ann&#34;}", "Its WebSockets stay connected")
 	s.call(work, "garden", "water the <beans>")
-	s.shows(page("garden"), "garden blocked", "Why it is in memory WaitUntil water the &lt;beans&gt; since now", "Last woken now, by call", "Next alarm none", "0 outputs")
+	s.shows(page("garden"), "garden blocked", "Why it is in memory WaitUntil water the &lt;beans&gt; for 0 s", "Last woken now, by call", "Next alarm none", "0 outputs")
 	s.call(store, "cellar", "x")
 	s.shows(page("cellar"), "cellar idle", "Nothing keeps it")
 }

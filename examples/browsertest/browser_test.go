@@ -1,4 +1,4 @@
-// Package browsertest drives the examples in headless Chromium.
+// Package browsertest drives the examples and the inspector in headless Chromium.
 package browsertest
 
 import (
@@ -69,7 +69,12 @@ func (b *tab) see(expression string) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	err := chromedp.Do(ctx, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(0)))
+	poll := chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(0))
+	err := chromedp.Do(ctx, poll)
+	// The page that was asked may have gone: the next one is asked.
+	for err != nil && (strings.Contains(err.Error(), "navigated") || strings.Contains(err.Error(), "Cannot find context")) {
+		err = chromedp.Do(ctx, poll)
+	}
 	if err != nil {
 		text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body.innerText"))
 		b.t.Fatalf("never true: %s\n%v\nthe page shows:\n%s", expression, err, text)
