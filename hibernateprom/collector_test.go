@@ -78,6 +78,7 @@ hibernate_websockets{class="Room"} 1
 hibernate_wakes_total{cause="alarm",class="Room"} 0
 hibernate_wakes_total{cause="call",class="Room"} 1
 hibernate_wakes_total{cause="close",class="Room"} 0
+hibernate_wakes_total{cause="drain",class="Room"} 0
 hibernate_wakes_total{cause="error",class="Room"} 0
 hibernate_wakes_total{cause="message",class="Room"} 0
 hibernate_wakes_total{cause="request",class="Room"} 0

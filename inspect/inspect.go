@@ -330,6 +330,7 @@ type socketRow struct {
 	State      string
 	Tags       []string
 	Attachment string
+	Unsent     int64     // bytes that the peer has not taken
 	Answered   time.Time // by an auto-response
 }
 
@@ -363,7 +364,7 @@ func (h *handler) object(r *http.Request) *object {
 	for _, ws := range shown {
 		s := socketRow{
 			State: [...]string{"", "open", "closing", "closed"}[ws.ReadyState()],
-			Tags:  ws.Tags(), Attachment: attachment(ws), Answered: ws.AutoResponseTime(),
+			Tags:  ws.Tags(), Attachment: attachment(ws), Unsent: ws.BufferedAmount(), Answered: ws.AutoResponseTime(),
 		}
 		p.Sockets = append(p.Sockets, s)
 	}

@@ -512,6 +512,7 @@ func (o *Object) kill(err error) {
 		s.Cut()
 	}
 	o.countSockets(-len(sockets))
+	o.settle()
 }
 
 // countSockets counts n more sockets, or fewer.
