@@ -5,15 +5,10 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
-	"time"
 
 	"github.com/hibernate-go/hibernate/internal/accept"
 	"github.com/hibernate-go/hibernate/internal/registry"
 )
-
-// handshakeTimeout is how long a connection of a wrapped listener may take to
-// send the head of its first request.
-const handshakeTimeout = 10 * time.Second
 
 // WrapListener is the second door: it takes ln over and returns a listener for
 // [net/http.Serve]. WebSocket handshakes that route claims are upgraded without
@@ -37,10 +32,10 @@ const handshakeTimeout = 10 * time.Second
 // the goroutine that reads all connections, and must not block. A route that has to
 // wait, to authorise for instance, belongs in a Handler alone.
 //
-// A new connection waits for its request without a goroutine. It has 10 s by
-// [Options].Clock for the head of the first one, and is then closed; a head over
-// 16 KiB and anything but a GET go to net/http as soon as that is seen, also TLS,
-// for [net/http.ServeTLS]. At most [Limits].Handshakes connections wait. When
+// A new connection waits for its request without a goroutine. It has
+// [Limits].HandshakeTime for the head of the first one, and is then closed; a head
+// over [Limits].HandshakeBytes and anything but a GET go to net/http as soon as that
+// is seen, also TLS, for [net/http.ServeTLS]. At most [Limits].Handshakes connections wait. When
 // descriptors run out, accepting pauses for 5 ms to 1 s.
 //
 // Closing the returned listener, as net/http's Server does, closes ln and the
@@ -65,9 +60,12 @@ func (rt *Runtime) WrapListener(ln net.Listener, route Route) (net.Listener, err
 		Timers:  rt.reg.Timers(),
 		Clock:   rt.opt.Clock,
 		Logger:  rt.log,
-		Timeout: handshakeTimeout,
+		Timeout: rt.opt.Limits.HandshakeTime,
 		Waiting: rt.opt.Limits.Handshakes,
-		Claim:   func(q *accept.Request) bool { return rt.claim(route, q) },
+
+		HeadBytes: rt.opt.Limits.HandshakeBytes,
+		Refused:   &rt.refused,
+		Claim:     func(q *accept.Request) bool { return rt.claim(route, q) },
 		Closed: func() {
 			rt.mu.Lock()
 			delete(rt.doors, l)

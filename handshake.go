@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/hibernate-go/hibernate/internal/accept"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -180,6 +181,11 @@ func (c *class) checkUpgrade(w http.ResponseWriter, r *http.Request) bool {
 		http.Error(w, bad.Text, bad.Status)
 		return false
 	}
+	if most := c.rt.opt.Limits.HandshakeBytes; headSize(r) > most {
+		c.rt.refused.Count(limit.HandshakeBytes)
+		http.Error(w, http.StatusText(http.StatusRequestHeaderFieldsTooLarge), http.StatusRequestHeaderFieldsTooLarge)
+		return false
+	}
 	check := c.opt.CheckOrigin
 	if check == nil {
 		check = wire.SameOrigin
@@ -193,6 +199,18 @@ func (c *class) checkUpgrade(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	return true
+}
+
+// headSize is the number of bytes that the head of r takes in HTTP/1.1.
+func headSize(r *http.Request) int {
+	const separators = 4 // ": " and the line's end, or those of the request line
+	n := len(r.Method) + len(r.RequestURI) + len(r.Proto) + separators + len("Host") + len(r.Host) + separators + 2
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(v) + separators
+		}
+	}
+	return n
 }
 
 // hijackable reports whether w, or what it wraps, can be hijacked.

@@ -58,6 +58,14 @@ type Limits struct {
 	// sent their request yet or wait to be accepted by net/http. Further ones stay
 	// in the kernel's backlog. Default 4,096. See [Runtime.WrapListener].
 	Handshakes int
+	// HandshakeBytes is the size of an upgrade request's head: its request line and
+	// headers. More is answered with status 431. net/http reads up to
+	// [net/http.Server].MaxHeaderBytes before anybody is asked. Default 16 KiB.
+	HandshakeBytes int
+	// HandshakeTime is how long a connection of a wrapped listener may take for the
+	// head of its first request. Then it is closed. At net/http's door it is
+	// [net/http.Server].ReadHeaderTimeout that says. Default 10 s.
+	HandshakeTime time.Duration
 	// Constructing is the number of constructors that may run at once; others wait
 	// in the order they came. Default 64.
 	Constructing int
@@ -122,6 +130,7 @@ func (l *Limits) withDefaults() error {
 		{"SocketsPerObject", &l.SocketsPerObject, 32768},
 		{"Waiting", &l.Waiting, 1024},
 		{"Handshakes", &l.Handshakes, 4096},
+		{"HandshakeBytes", &l.HandshakeBytes, 16 << 10},
 		{"Constructing", &l.Constructing, 64},
 		{"Key", &l.Key, 2048},
 		{"Value", &l.Value, 131072},
@@ -132,7 +141,7 @@ func (l *Limits) withDefaults() error {
 			return err
 		}
 	}
-	return nil
+	return defaultTo("HandshakeTime", &l.HandshakeTime, 10*time.Second)
 }
 
 // checkPings checks how dead peers are found.
@@ -160,9 +169,9 @@ func (o *ClassOptions) withDefaults() error {
 	return nil
 }
 
-func defaultTo[N int | int64](name string, v *N, def N) error {
+func defaultTo[N int | int64 | time.Duration](name string, v *N, def N) error {
 	if *v < 0 {
-		return fmt.Errorf("%w: Limits.%s is %d", ErrInvalid, name, *v)
+		return fmt.Errorf("%w: Limits.%s is %v", ErrInvalid, name, *v)
 	}
 	if *v == 0 {
 		*v = def

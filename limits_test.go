@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gobwas/ws"
 
@@ -83,4 +85,31 @@ func TestLimitsAreChecked(t *testing.T) {
 			rt.Close()
 		}
 	}
+}
+
+// TestLimitsOfHandshakes: a head that is too long is answered 431 at both doors, one
+// that does not come is cut at the acceptor.
+func TestLimitsOfHandshakes(t *testing.T) {
+	d := serveBothDoors(t, &hibernate.Options{Limits: hibernate.Limits{HandshakeBytes: 1000, HandshakeTime: 3 * time.Second}}, newEcho, nil)
+	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{HandshakeBytes: 1000}})
+	serve(r, newEcho, nil)
+	for door, r := range map[string]*rig{"acceptor": d.rig, "net/http": r} {
+		fits := upgrade("/o/a", "A: "+strings.Repeat("a", 700))
+		r.raw(fits).switched()
+		long := upgrade("/o/a", "A: "+strings.Repeat("a", 700), "B: "+strings.Repeat("b", 300))
+		if got := r.raw(long).response().StatusCode; got != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("%s: answered %d", door, got)
+		}
+		r.refused(map[string]uint64{"HandshakeBytes": 1})
+	}
+	if !acceptor {
+		return
+	}
+	c := d.raw("GET /o/a HTTP/1.1\n")
+	d.until("the connection to be accepted", func() bool { return d.rt.Waiting() == 1 })
+	d.clock.Advance(3*time.Second - 1)
+	d.refused(map[string]uint64{"HandshakeBytes": 1})
+	d.clock.Advance(1)
+	c.expect("eof")
+	d.refused(map[string]uint64{"HandshakeBytes": 1, "HandshakeTime": 1})
 }

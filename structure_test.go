@@ -23,7 +23,7 @@ var allowedImports = map[string][]string{
 	".":                  {"internal/accept", "internal/alarm", "internal/limit", "internal/poll", "internal/registry", "internal/seam", "internal/socket", "internal/store", "internal/wire"},
 	"hibernateprom":      {"."},
 	"inspect":            {"."},
-	"internal/accept":    {"internal/alarm", "internal/poll", "internal/wire"},
+	"internal/accept":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},
 	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
 	"internal/seam":      {"internal/registry", "internal/store"},
 	"internal/socket":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},

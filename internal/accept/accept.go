@@ -21,12 +21,12 @@ import (
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
+	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
 const (
-	maxHead    = 16 << 10 // bytes of a request's head; a longer one is left to net/http
 	minBackoff = 5 * time.Millisecond
 	maxBackoff = time.Second
 )
@@ -38,6 +38,9 @@ type Config struct {
 	Clock   alarm.Clock
 	Logger  *slog.Logger
 	Timeout time.Duration // for the head of the request
+	// HeadBytes is the size of that head. A longer one is left to net/http.
+	HeadBytes int
+	Refused   *limit.Counters // counts connections whose time was up; nil: nobody does
 	// Waiting is the number of connections whose request is incomplete or that wait for Accept. Further ones stay in the
 	// kernel's backlog.
 	Waiting int
@@ -290,6 +293,9 @@ func (l *Listener) expire() {
 	armed := l.armed
 	l.mu.Unlock()
 	n := closeChain(late)
+	for range n {
+		l.cfg.Refused.Count(limit.HandshakeTime)
+	}
 	l.mu.Lock()
 	resume := l.leaveLocked(n)
 	l.mu.Unlock()
@@ -409,7 +415,7 @@ func (w *waiting) Input(p []byte) (more bool) {
 		in = w.in
 	}
 	n, state := wire.ScanHead(in, int(w.scanned))
-	if n > maxHead || state == wire.HeadPartial && len(in) > maxHead {
+	if most := w.l.cfg.HeadBytes; n > most || state == wire.HeadPartial && len(in) > most {
 		state = wire.HeadOther
 	}
 	if state == wire.HeadPartial {

@@ -33,7 +33,7 @@ func listen(t *testing.T) (*Listener, *alarm.Fake) {
 	}
 	clock := alarm.NewFake(time.Unix(1e9, 0))
 	l, err := Listen(ln, Config{
-		Poller: p, Timers: alarm.NewTimers(clock), Clock: clock, Logger: log, Timeout: 10 * time.Second, Waiting: 100,
+		Poller: p, Timers: alarm.NewTimers(clock), Clock: clock, Logger: log, Timeout: 10 * time.Second, HeadBytes: 16 << 10, Waiting: 100,
 		Claim: func(*Request) bool { return false },
 	})
 	if err != nil {
