@@ -555,12 +555,9 @@ func (c *Client) received() string {
 // mismatch fails the test for what came instead.
 func (c *Client) mismatch(want string, got item) {
 	c.k.t.Helper()
-	hint := ""
+	hint := c.k.evicted()
 	if data := string(got.message.Data); strings.Contains(data, registry.Poison[:4]) || len(data) > 1 && strings.HasPrefix(registry.Poison, data) {
 		hint = "\n\tThese are the bytes that the kit writes over a message once its handler has returned or awaits: a slice of Message.Data was kept. Copy it."
-	} else if c.k.opt.EvictEveryTurn {
-		hint = "\n\tOptions.EvictEveryTurn built the object anew before each event: what only a field of it held is gone. " +
-			"Keep state in storage or an attachment."
 	}
 	c.k.fatalf("%s:\n\t got %s\n\twant %s%s", c.name, got, want, hint)
 }

@@ -104,6 +104,7 @@ type Kit struct {
 	rt      *hibernate.Runtime
 	reg     *registry.Registry
 	disk    storetest.FS
+	told    bool   // a failure has shown the log
 	panics  uint64 // of runtimes before this one
 	clients []*Client
 	readers sync.WaitGroup // goroutines of clients
@@ -288,6 +289,9 @@ func (k *Kit) close() {
 	k.shut()
 	k.readers.Wait()
 	if k.t.Failed() {
+		if !k.told { // the test's own words
+			k.t.Logf("hibernatetest: the test has failed.%s%s", k.evicted(), k.log.tail())
+		}
 		return // what is left may be so because the test gave up
 	}
 	if k.panics > 0 && !k.opt.AllowPanics {
@@ -317,7 +321,17 @@ func (k *Kit) close() {
 // fatalf fails the test with what is known of recent events.
 func (k *Kit) fatalf(format string, args ...any) {
 	k.t.Helper()
+	k.told = true
 	k.t.Fatalf("hibernatetest: %s%s", fmt.Sprintf(format, args...), k.log.tail())
+}
+
+// evicted is what to think of first when something is not as expected.
+func (k *Kit) evicted() string {
+	if !k.opt.EvictEveryTurn && !k.opt.Runtime.EvictEveryTurn {
+		return ""
+	}
+	return "\n\tOptions.EvictEveryTurn built the object anew before each event: what only a field of it held is gone. " +
+		"Keep state in storage or an attachment."
 }
 
 // await has f done on another goroutine, for as long as the kit has patience.

@@ -111,6 +111,7 @@ type verdict struct {
 	testing.TB            // nil: what the kit calls is below
 	mu         sync.Mutex // guards the following
 	failures   []string
+	logs       []string
 	cleanups   []func()
 }
 
@@ -133,6 +134,12 @@ func (v *verdict) Errorf(format string, args ...any) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.failures = append(v.failures, fmt.Sprintf(format, args...))
+}
+
+func (v *verdict) Logf(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.logs = append(v.logs, fmt.Sprintf(format, args...))
 }
 
 func (v *verdict) Fatalf(format string, args ...any) {
@@ -158,7 +165,7 @@ func judge(test func(t testing.TB)) string {
 	for _, f := range slices.Backward(v.cleanups) {
 		run(f)
 	}
-	return strings.Join(v.failures, "\n")
+	return strings.Join(append(v.failures, v.logs...), "\n")
 }
 
 // mustFail checks that somebody else's test fails and says all of these.
@@ -195,6 +202,13 @@ func TestStateInFieldsFailsTheTest(t *testing.T) {
 	}
 	mustFail(t, count(countInField, true),
 		`client 1 at /room/a:`, ` got text "1"`, `want text "2"`, "EvictEveryTurn", "last events", `Room/a`, `is constructed for a message, time 2`)
+	mustFail(t, func(t testing.TB) {
+		k := hibernatetest.New(t, (&script{message: countInField}).setup, &hibernatetest.Options{EvictEveryTurn: true})
+		c := k.Dial("/room/a")
+		c.Send("x")
+		c.Next()
+		t.Fatal("something of its own")
+	}, "something of its own", "the test has failed", "EvictEveryTurn", "last events", "Room/a")
 	mustPass(t, count(countInField, false))
 	mustPass(t, count(countInStorage, true))
 }
