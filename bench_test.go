@@ -322,3 +322,39 @@ func loadPebble(b *testing.B) *pebble.DB {
 	}
 	return rawPebble(b, dir)
 }
+
+// silentObserver hears and says nothing.
+type silentObserver struct{}
+
+func (silentObserver) TurnStart(ctx context.Context, _ hibernate.TurnInfo) context.Context {
+	return ctx
+}
+func (silentObserver) TurnEnd(context.Context, hibernate.TurnInfo, error, time.Duration) {}
+
+// BenchmarkWatchedTurn is a turn that does nothing, and what it costs to look at it.
+func BenchmarkWatchedTurn(b *testing.B) {
+	for name, o := range map[string]hibernate.Options{
+		"by=nobody": {}, "by=labels": {ProfileLabels: true}, "by=times": {TurnTimes: true}, "by=observer": {Observer: silentObserver{}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			rt, err := hibernate.Open("", &o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer rt.Close()
+			ns, err := hibernate.Register(rt, "Ledger", func(_ context.Context, s *hibernate.State) (*ledger, error) {
+				return &ledger{state: s}, nil
+			}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			l := newLedger(b, ns.GetByName("a"))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := l.state.Do(context.Background(), func(context.Context) error { return nil }); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

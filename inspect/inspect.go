@@ -263,6 +263,7 @@ func (p *overview) exact(ctx context.Context, rt *hibernate.Runtime) {
 func (p *overview) find(list iter.Seq[hibernate.ObjectInfo]) {
 	scanned := 0
 	var last hibernate.ID
+	name := strings.ToLower(p.Name)
 	next := func() string {
 		return link("./", "class", p.Class, "name", p.Name, "state", p.State, "after", last.String())
 	}
@@ -272,7 +273,7 @@ func (p *overview) find(list iter.Seq[hibernate.ObjectInfo]) {
 			return
 		}
 		scanned++
-		if p.passes(&o) {
+		if p.passes(&o, name) {
 			if len(p.Objects) == objectsPerPage {
 				p.Next = next()
 				return
@@ -294,7 +295,8 @@ func row(o hibernate.ObjectInfo, phase hibernate.Phase) objectRow {
 	return objectRow{o, phase, link("object", "id", o.ID.String())}
 }
 
-func (p *overview) passes(o *hibernate.ObjectInfo) bool {
+// passes reports whether the filter lets o through. name is the filter's in lower case.
+func (p *overview) passes(o *hibernate.ObjectInfo, name string) bool {
 	switch p.State {
 	case stateMemory:
 		if !o.InMemory {
@@ -312,8 +314,8 @@ func (p *overview) passes(o *hibernate.ObjectInfo) bool {
 	if p.Class != "" && p.Class != o.Class {
 		return false
 	}
-	return p.Name == "" || strings.Contains(strings.ToLower(o.Name), strings.ToLower(p.Name)) ||
-		strings.HasPrefix(o.ID.String(), strings.ToLower(p.Name))
+	return name == "" || strings.Contains(strings.ToLower(o.Name), name) ||
+		strings.Trim(name, "0123456789abcdef") == "" && strings.HasPrefix(o.ID.String(), name)
 }
 
 // An object is the page of one.

@@ -25,39 +25,59 @@ type TurnKind struct {
 
 // observes reports whether anything is to be done around user code. Most runtimes
 // do nothing, and a turn there pays for one comparison.
-func (c *Config) observes() bool { return c.Observer != nil || c.TurnTimes || c.ProfileLabels }
+func (c *Config) observes() bool { return c.timed() || c.ProfileLabels }
 
-// observe begins what is to be done around the user code of t, and returns what ends
-// it, on the same goroutine.
-func (o *Object) observe(t *Turn) (end func(*error)) {
-	cfg, kind := &o.reg.cfg, TurnKind{t.work.Cause, t.constructor}
+// timed reports whether turns are measured.
+func (c *Config) timed() bool { return c.Observer != nil || c.TurnTimes }
+
+// An observation is one pass through user code that is looked at. It stays on the
+// stack of the turn.
+type observation struct {
+	t     *Turn
+	kind  TurnKind
+	ctx   context.Context // what the observer has returned
+	begun time.Time
+}
+
+// begin does what is to be done before the user code of x.t; end follows on the same
+// goroutine.
+func (x *observation) begin() {
+	t := x.t
+	o := t.act.obj
+	cfg := &o.reg.cfg
+	x.kind = TurnKind{t.work.Cause, t.constructor}
 	if o.class.labels != nil {
-		pprof.SetGoroutineLabels(o.class.labels[kind.Cause])
+		pprof.SetGoroutineLabels(o.class.labels[x.kind.Cause])
 	}
-	var ctx context.Context
 	if cfg.Observer != nil {
-		if ctx = t.parent; ctx == nil {
-			ctx = context.Background()
+		x.ctx = t.parent
+		if x.ctx == nil {
+			x.ctx = context.Background()
 		}
-		ctx = cfg.Observer.TurnStart(ctx, o, kind)
-		t.parent = ctx
+		x.ctx = cfg.Observer.TurnStart(x.ctx, o, x.kind)
+		t.parent = x.ctx
 	}
-	timed := cfg.Observer != nil || cfg.TurnTimes
-	var begun time.Time
-	if timed {
-		begun = cfg.Clock.Now()
+	if cfg.timed() {
+		x.begun = cfg.Clock.Now()
 	}
-	return func(err *error) {
-		if timed {
-			took := cfg.Clock.Now().Sub(begun)
-			o.class.counts.turns.add(took)
-			if cfg.Observer != nil {
-				cfg.Observer.TurnEnd(ctx, o, kind, *err, took)
-			}
+}
+
+func (x *observation) end(err *error) {
+	o := x.t.act.obj
+	cfg := &o.reg.cfg
+	if cfg.timed() {
+		took := cfg.Clock.Now().Sub(x.begun)
+		o.class.counts.turns.add(took)
+		if cfg.Observer != nil {
+			cfg.Observer.TurnEnd(x.ctx, o, x.kind, *err, took)
 		}
-		if o.class.labels != nil {
-			pprof.SetGoroutineLabels(cfg.labels())
+	}
+	if o.class.labels != nil {
+		before := context.Background()
+		if p := cfg.Probe; p != nil && p.Labels != nil {
+			before = p.Labels
 		}
+		pprof.SetGoroutineLabels(before)
 	}
 }
 

@@ -287,7 +287,9 @@ func (o *Object) eventOver(t *Turn) {
 // call does not return, but its caller's work is done here.
 func (o *Object) call(t *Turn, f func() error) (err error) {
 	if o.reg.observes {
-		defer o.observe(t)(&err)
+		x := observation{t: t}
+		x.begin()
+		defer x.end(&err)
 	}
 	returned := false
 	defer func() {
