@@ -107,7 +107,7 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	if !ok {
 		return false
 	}
-	response, err := q.Head.Switching(u.protocol, u.header)
+	response, err := q.Head.Switching(u.protocol, "", u.header)
 	if err != nil {
 		return false
 	}

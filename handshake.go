@@ -289,7 +289,7 @@ func (c *class) newUpgrade(offers func(protocol string) bool, o AcceptOptions, h
 // upgrade takes the connection over, answers 101 and connects s. If that fails s
 // leaves its object without an event.
 func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket, u *upgrade) {
-	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, u.header)
+	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, "", u.header)
 	if err != nil {
 		registry.Unlist(s)
 		c.fail(w, r, fmt.Errorf("%w: %w", ErrInvalid, err))

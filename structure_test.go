@@ -52,6 +52,7 @@ var onlyImporters = map[string][]string{
 	"github.com/gobwas/ws":                {"hibernatetest", "internal/wire"},
 	"github.com/prometheus/client_golang": {"hibernateprom"},
 	"github.com/fxamacker/cbor/v2":        {"."},
+	"github.com/klauspost/compress":       {"internal/wire"},
 	"golang.org/x/sys":                    {"internal/poll"},
 }
 
@@ -59,6 +60,7 @@ var onlyImporters = map[string][]string{
 var neededImports = []string{
 	"github.com/cockroachdb/pebble/v2",
 	"github.com/gobwas/ws",
+	"github.com/klauspost/compress",
 	"golang.org/x/sync",
 }
 

@@ -16,6 +16,9 @@ type Item struct {
 	// nobody else holds it.
 	Data  []byte
 	Owned bool
+	// Compressed tells that Data is not the message but what Deflate.Inflate makes
+	// it from.
+	Compressed bool
 	// Code and Reason are what a Close said. An empty body is code 1005.
 	Code   uint16
 	Reason string
@@ -31,6 +34,20 @@ type Config struct {
 	// MaxFragments is the largest number of frames a message may come in.
 	// Zero or less means no limit.
 	MaxFragments int
+	// Deflate is set if the connection has negotiated permessage-deflate.
+	Deflate *Deflate
+}
+
+// maxPayload is how many bytes the frames of a message may have in all. What does
+// not compress grows, by an eighth at worst.
+func (c *Config) maxPayload(compressed bool) int64 {
+	most := c.MaxMessage
+	if compressed {
+		if most += most/8 + 64; most < 0 {
+			most = math.MaxInt64
+		}
+	}
+	return min(most, math.MaxInt)
 }
 
 // Decoder is the input side of one connection whose peer is a client. The zero
@@ -51,14 +68,15 @@ type partial struct {
 	head  [ws.MaxHeaderSize]byte // header being collected
 	nhead uint8                  // bytes in head; 0 while a frame is open
 
-	kind      Kind // message being collected: Text, Binary, or None
-	open      bool // frame's header is complete, its payload is not
-	frame     ws.Header
-	got       int64  // payload bytes of frame taken so far
-	control   []byte // unmasked payload of frame, if it is a control frame
-	data      []byte // unmasked payload of the message, all fragments
-	valid     int    // prefix of data known to be UTF-8, if Text
-	fragments int    // frames of the message begun so far
+	kind       Kind // message being collected: Text, Binary, or None
+	compressed bool // it is
+	open       bool // frame's header is complete, its payload is not
+	frame      ws.Header
+	got        int64  // payload bytes of frame taken so far
+	control    []byte // unmasked payload of frame, if it is a control frame
+	data       []byte // unmasked payload of the message, all fragments
+	valid      int    // prefix of data known to be UTF-8, if Text and not compressed
+	fragments  int    // frames of the message begun so far
 }
 
 const minBuffer = 64
@@ -85,7 +103,8 @@ func (d *Decoder) Drop() { d.p = nil }
 // the decoder must not be used again.
 //
 // Violations are found as early as the bytes allow: a message that is too large at
-// the header that makes it so, bad UTF-8 at the first chunk it shows in.
+// the header that makes it so, bad UTF-8 at the first chunk it shows in. What is
+// inside a compressed message is found by Deflate.Inflate.
 func (d *Decoder) Next(in []byte, cfg *Config) (Item, int, error) {
 	it, n, err := d.next(in, cfg)
 	if err != nil {
@@ -102,7 +121,8 @@ func (d *Decoder) next(in []byte, cfg *Config) (it Item, n int, err *Error) {
 			if !ok {
 				return Item{}, n, nil
 			}
-			if err = d.check(h, size, cfg); err != nil {
+			compressed := cfg.Deflate != nil && takeCompressed(&h)
+			if err = d.check(h, size, compressed, cfg); err != nil {
 				return Item{}, n, err
 			}
 			alone := h.OpCode.IsControl() || h.Fin && h.OpCode != ws.OpContinuation
@@ -110,10 +130,10 @@ func (d *Decoder) next(in []byte, cfg *Config) (it Item, n int, err *Error) {
 				d.rest()
 				payload := rest[:h.Length:h.Length]
 				ws.Cipher(payload, h.Mask, 0)
-				it, err = whole(kindOf(h.OpCode), payload)
+				it, err = whole(kindOf(h.OpCode), payload, compressed)
 				return it, n + len(payload), err
 			}
-			d.begin(h)
+			d.begin(h, compressed)
 		}
 
 		p := d.p
@@ -128,12 +148,12 @@ func (d *Decoder) next(in []byte, cfg *Config) (it Item, n int, err *Error) {
 			body := p.control
 			p.control = nil
 			d.rest()
-			it, err = whole(kindOf(p.frame.OpCode), body)
+			it, err = whole(kindOf(p.frame.OpCode), body, false)
 			it.Owned = it.Data != nil
 			return it, n, err
 		case p.frame.Fin:
 			d.p = nil
-			return Item{Kind: p.kind, Data: p.data, Owned: true, Fragmented: p.fragments > 1}, n, nil
+			return Item{Kind: p.kind, Data: p.data, Owned: true, Compressed: p.compressed, Fragmented: p.fragments > 1}, n, nil
 		}
 	}
 }
@@ -170,12 +190,13 @@ func (d *Decoder) header(in []byte, n *int) (h ws.Header, size int, ok bool) {
 
 // check checks a header in its place: against the message that is open, and
 // against the limits, before any of its payload is looked at.
-func (d *Decoder) check(h ws.Header, size int, cfg *Config) *Error {
+func (d *Decoder) check(h ws.Header, size int, compressed bool, cfg *Config) *Error {
 	var have int64
 	var fragments int
 	inMessage := d.p != nil && d.p.kind != None
 	if inMessage {
 		have, fragments = int64(len(d.p.data)), d.p.fragments
+		compressed = d.p.compressed
 	}
 	if err := checkHeader(h, size, inMessage); err != nil {
 		return err
@@ -183,8 +204,8 @@ func (d *Decoder) check(h ws.Header, size int, cfg *Config) *Error {
 	if h.OpCode.IsControl() {
 		return nil
 	}
-	if limit := min(cfg.MaxMessage, math.MaxInt); h.Length > limit-have {
-		got := h.Length + min(have, math.MaxInt64-h.Length)
+	if h.Length > cfg.maxPayload(compressed)-have {
+		got, limit := h.Length+min(have, math.MaxInt64-h.Length), min(cfg.MaxMessage, math.MaxInt)
 		return &Error{Code: codeTooBig, Max: limit, Got: got,
 			Reason: fmt.Sprintf("message of at least %d bytes, limit is %d", got, limit)}
 	}
@@ -210,7 +231,7 @@ func (d *Decoder) rest() {
 }
 
 // begin opens a frame whose payload does not come out of the input at once.
-func (d *Decoder) begin(h ws.Header) {
+func (d *Decoder) begin(h ws.Header, compressed bool) {
 	p := d.retain()
 	p.frame, p.got, p.open = h, 0, true
 	if h.OpCode.IsControl() {
@@ -218,7 +239,7 @@ func (d *Decoder) begin(h ws.Header) {
 	}
 	p.fragments++
 	if h.OpCode != ws.OpContinuation {
-		p.kind = kindOf(h.OpCode)
+		p.kind, p.compressed = kindOf(h.OpCode), compressed
 	}
 }
 
@@ -235,7 +256,7 @@ func (p *partial) take(in []byte, cfg *Config) (n int, err *Error) {
 	p.reserve(n, cfg)
 	p.data = append(p.data, chunk...)
 	p.got += int64(n)
-	if p.kind == Text {
+	if p.kind == Text && !p.compressed {
 		end := completeRunes(p.data[p.valid:]) + p.valid
 		last := p.frame.Fin && p.got == p.frame.Length
 		if !utf8.Valid(p.data[p.valid:end]) || last && end < len(p.data) {
@@ -252,7 +273,7 @@ func (p *partial) reserve(n int, cfg *Config) {
 	if cap(p.data)-len(p.data) >= n {
 		return
 	}
-	most := min(cfg.MaxMessage, math.MaxInt)
+	most := cfg.maxPayload(p.compressed)
 	if p.frame.Fin {
 		most = int64(len(p.data)) + p.frame.Length - p.got
 	}
@@ -276,16 +297,16 @@ func completeRunes(b []byte) int {
 }
 
 // whole makes an item of an unmasked payload that was not fragmented.
-func whole(k Kind, payload []byte) (Item, *Error) {
+func whole(k Kind, payload []byte, compressed bool) (Item, *Error) {
 	switch k {
 	case Text:
-		if !utf8.Valid(payload) {
+		if !compressed && !utf8.Valid(payload) {
 			return Item{}, errNotUTF8()
 		}
 	case Close:
 		return closeItem(payload)
 	}
-	return Item{Kind: k, Data: payload}, nil
+	return Item{Kind: k, Data: payload, Compressed: compressed}, nil
 }
 
 // closeItem reads the body of a Close frame (RFC 6455 §5.5.1, §7.4).

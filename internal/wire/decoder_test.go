@@ -58,6 +58,9 @@ func describe(it Item) string {
 		return fmt.Sprintf("close %d %q", it.Code, it.Reason)
 	}
 	s := fmt.Sprintf("%v %q", it.Kind, it.Data)
+	if it.Compressed {
+		s += " compressed"
+	}
 	if it.Fragmented {
 		s += " fragmented"
 	}
@@ -117,7 +120,7 @@ func decode(t testing.TB, stream []byte, cfg *Config, split func(left int) int) 
 				}
 				break
 			}
-			if it.Kind == Text && !utf8.Valid(it.Data) {
+			if it.Kind == Text && !it.Compressed && !utf8.Valid(it.Data) {
 				t.Fatalf("text that is not UTF-8: %q", it.Data)
 			}
 			if !it.Owned && cap(it.Data) != len(it.Data) {

@@ -18,6 +18,7 @@ const (
 	headerKey        = "Sec-Websocket-Key"
 	headerVersion    = "Sec-Websocket-Version"
 	headerProtocol   = "Sec-Websocket-Protocol"
+	headerExtensions = "Sec-Websocket-Extensions"
 )
 
 // HandshakeError is a request that cannot be upgraded, and the answer to give.
@@ -73,6 +74,11 @@ func CheckHandshake(r *http.Request) *HandshakeError {
 	if k := r.Header[headerKey]; len(k) != 1 || !validKey(k[0]) {
 		return bad("the handshake's Sec-WebSocket-Key is not one base64 value of 16 bytes")
 	}
+	for _, line := range r.Header[headerExtensions] {
+		if !validExtensions([]byte(line)) {
+			return bad("the handshake's Sec-WebSocket-Extensions is no list of extensions") // RFC 6455 §9.1
+		}
+	}
 	return nil
 }
 
@@ -97,19 +103,19 @@ func OfferedProtocols(r *http.Request) []string {
 }
 
 // AppendSwitching appends the whole head of the 101 response (RFC 6455 §4.2.2).
-// protocol is the chosen subprotocol or empty; header is what else to send, in
-// order of name. If protocol is empty, a Sec-WebSocket-Protocol in header is sent
+// protocol is the chosen subprotocol or empty, extension the answer of
+// OfferedDeflate; header is what else to send, in order of name. If protocol is empty, a Sec-WebSocket-Protocol in header is sent
 // in its place (semantics 1.12).
 //
 // Fields of header that belong to the handshake or to the framing of a body are
 // passed over, since middleware may have set them. A field that is not valid,
 // so that it could add lines of its own, is an error that names it, and dst
 // comes back as it was.
-func AppendSwitching(dst []byte, key, protocol string, header http.Header) ([]byte, error) {
+func AppendSwitching(dst []byte, key, protocol, extension string, header http.Header) ([]byte, error) {
 	b := append(dst, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, key)
 	b = append(b, "\r\n"...)
-	b, err := appendFields(b, protocol, header)
+	b, err := appendFields(b, protocol, extension, header)
 	if err != nil {
 		return dst, err
 	}
@@ -118,7 +124,7 @@ func AppendSwitching(dst []byte, key, protocol string, header http.Header) ([]by
 
 // appendFields appends the fields of a 101 response that are the server's choice; see AppendSwitching. What it returns
 // with an error is of no use.
-func appendFields(b []byte, protocol string, header http.Header) ([]byte, error) {
+func appendFields(b []byte, protocol, extension string, header http.Header) ([]byte, error) {
 	if protocol != "" && !ValidToken(protocol) {
 		return nil, fmt.Errorf("wire: subprotocol %q is not a token", protocol)
 	}
@@ -127,7 +133,7 @@ func appendFields(b []byte, protocol string, header http.Header) ([]byte, error)
 			return nil, fmt.Errorf("wire: response header name %q is not a token", name)
 		}
 		switch http.CanonicalHeaderKey(name) {
-		case headerConnection, headerUpgrade, "Sec-Websocket-Accept", "Sec-Websocket-Extensions",
+		case headerConnection, headerUpgrade, headerExtensions, "Sec-Websocket-Accept",
 			"Content-Length", "Transfer-Encoding", "Trailer", "Te", "Keep-Alive", "Proxy-Connection":
 			continue
 		case headerProtocol:
@@ -155,6 +161,11 @@ func appendFields(b []byte, protocol string, header http.Header) ([]byte, error)
 	if protocol != "" {
 		b = append(b, "Sec-WebSocket-Protocol: "...)
 		b = append(b, protocol...)
+		b = append(b, "\r\n"...)
+	}
+	if extension != "" {
+		b = append(b, "Sec-WebSocket-Extensions: "...)
+		b = append(b, extension...)
 		b = append(b, "\r\n"...)
 	}
 	return b, nil

@@ -123,7 +123,7 @@ func TestValidToken(t *testing.T) {
 
 // RFC 6455 §4.2.2, with the sample of §1.3.
 func TestAppendSwitching(t *testing.T) {
-	got, err := AppendSwitching([]byte("before "), sampleKey, "chat", http.Header{
+	got, err := AppendSwitching([]byte("before "), sampleKey, "chat", "", http.Header{
 		"X-B":                      {"2", " 3 "},
 		"X-A":                      {"gr\xc3\xbc\xc3\x9fe\tdich"},
 		"Date":                     nil,
@@ -153,7 +153,7 @@ func TestAppendSwitching(t *testing.T) {
 }
 
 func TestProtocolMayComeFromTheHeader(t *testing.T) {
-	got, err := AppendSwitching(nil, sampleKey, "", http.Header{"Sec-Websocket-Protocol": {"chat"}})
+	got, err := AppendSwitching(nil, sampleKey, "", "", http.Header{"Sec-Websocket-Protocol": {"chat"}})
 	if err != nil || !strings.HasSuffix(string(got), "\r\nSec-WebSocket-Protocol: chat\r\n\r\n") {
 		t.Errorf("%v\n%s", err, got)
 	}
@@ -178,7 +178,7 @@ func TestAppendSwitchingRefusesInjection(t *testing.T) {
 		{"Sec-Websocket-Protocol", "", http.Header{"Sec-Websocket-Protocol": {"a", "b"}}},
 		{"Sec-Websocket-Protocol", "", http.Header{"Sec-Websocket-Protocol": {"a, b"}}},
 	} {
-		got, err := AppendSwitching([]byte("kept"), sampleKey, tt.protocol, tt.header)
+		got, err := AppendSwitching([]byte("kept"), sampleKey, tt.protocol, "", tt.header)
 		if err == nil || !strings.Contains(err.Error(), tt.names) {
 			t.Errorf("protocol %q, header %q: error %v does not name it", tt.protocol, tt.header, err)
 		}
@@ -261,7 +261,7 @@ func FuzzHandshake(f *testing.F) {
 			t.Fatalf("refused with %d %q", e.Status, e.Text)
 		}
 
-		head, err := AppendSwitching(nil, key, protocol, http.Header{name: {value}})
+		head, err := AppendSwitching(nil, key, protocol, "", http.Header{name: {value}})
 		if err != nil {
 			if len(head) != 0 {
 				t.Fatalf("error %v and head %q", err, head)

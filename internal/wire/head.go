@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
 	"slices"
@@ -55,8 +56,9 @@ type Head struct {
 	origin []byte // of the first Origin field; nil: none
 	query  int    // index of the query in target; 0: none
 
-	origins   int
-	protocols bool // there is a Sec-WebSocket-Protocol field
+	origins    int
+	protocols  bool // there is a Sec-WebSocket-Protocol field
+	extensions bool // there is a Sec-WebSocket-Extensions field
 }
 
 // ParseHandshake parses raw, a head that ScanHead has found complete, and reports whether it is an opening handshake
@@ -135,6 +137,12 @@ func ParseHandshake(raw []byte) (h Head, ok bool) {
 			}
 		case len("Sec-WebSocket-Protocol"):
 			h.protocols = h.protocols || foldIs(name, "sec-websocket-protocol")
+		case len("Sec-WebSocket-Extensions"):
+			if foldIs(name, "sec-websocket-extensions") {
+				if h.extensions = true; !validExtensions(value) {
+					return h, false
+				}
+			}
 		}
 	}
 	h.fields = h.fields[:len(h.fields)-len(rest)]
@@ -307,15 +315,7 @@ func (h *Head) Offers(protocol string) bool {
 	if !h.protocols || !ValidToken(protocol) {
 		return false
 	}
-	for rest := h.fields; len(rest) > 0; {
-		name, value, left, ok := cutField(rest)
-		if !ok {
-			panic("wire: BUG: a field was parsed and cannot be parsed again")
-		}
-		rest = left
-		if !foldIs(name, "sec-websocket-protocol") {
-			continue
-		}
+	for value := range h.values("sec-websocket-protocol") {
 		for s := range strings.SplitSeq(string(value), ",") {
 			if trimSpace(s) == protocol {
 				return true
@@ -325,11 +325,39 @@ func (h *Head) Offers(protocol string) bool {
 	return false
 }
 
-// Switching is the whole head of the 101 response, made by gobwas/ws. protocol and header are as in AppendSwitching.
-func (h *Head) Switching(protocol string, header http.Header) ([]byte, error) {
+// OfferedDeflate is OfferedDeflate of the request.
+func (h *Head) OfferedDeflate() (w Window, answer string) {
+	if !h.extensions {
+		return 0, ""
+	}
+	var n negotiation
+	for value := range h.values("sec-websocket-extensions") {
+		n.line(value)
+	}
+	return n.result()
+}
+
+// values yields the values of the fields of that name, which is in lower case.
+func (h *Head) values(lower string) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for rest := h.fields; len(rest) > 0; {
+			name, value, left, ok := cutField(rest)
+			if !ok {
+				panic("wire: BUG: a field was parsed and cannot be parsed again")
+			}
+			rest = left
+			if foldIs(name, lower) && !yield(value) {
+				return
+			}
+		}
+	}
+}
+
+// Switching is the whole head of the 101 response, made by gobwas/ws. The arguments are as in AppendSwitching.
+func (h *Head) Switching(protocol, extension string, header http.Header) ([]byte, error) {
 	var u ws.Upgrader
-	if protocol != "" || len(header) > 0 {
-		more, err := appendFields(nil, protocol, header)
+	if protocol != "" || extension != "" || len(header) > 0 {
+		more, err := appendFields(nil, protocol, extension, header)
 		if err != nil {
 			return nil, err
 		}

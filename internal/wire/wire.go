@@ -26,8 +26,10 @@
 // allocate for their io.Reader and io.Writer on every frame; the tests hold the
 // code here against them.
 //
-// No extension is negotiated, so every RSV bit is a violation. Nothing in the
-// package blocks, logs or keeps state of its own.
+// The one extension is permessage-deflate (RFC 7692), for connections whose
+// [Window] is not zero. The decoder then lets compressed messages through as they
+// are, and a [Deflate] makes them readable; without it every RSV bit is a
+// violation. Nothing in the package blocks, logs or keeps state of its own.
 package wire
 
 import "fmt"
