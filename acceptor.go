@@ -107,12 +107,12 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	if !ok {
 		return false
 	}
-	response, err := q.Head.Switching(u.protocol, "", u.header)
+	response, err := q.Head.Switching(u.protocol, u.extension, u.header)
 	if err != nil {
 		return false
 	}
 	c := join.Object.class
-	s, err := rt.reg.Join(c.reg, join.Object.id.key, join.Object.name, u.tags, u.attachment)
+	s, err := rt.reg.Join(c.reg, join.Object.id.key, join.Object.name, u.tags, u.attachment, u.window)
 	if err != nil {
 		return false
 	}
@@ -162,6 +162,6 @@ func (rt *Runtime) ask(route Route, q *accept.Request) (join Join, u *upgrade, o
 	if !ok {
 		return join, nil, false
 	}
-	u, err = c.newUpgrade(q.Head.Offers, AcceptOptions{Tags: join.Tags, Attachment: join.Attachment, Protocol: join.Protocol}, join.Header)
+	u, err = c.newUpgrade(&q.Head, join.options(), join.Header)
 	return join, u, err == nil
 }

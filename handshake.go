@@ -97,8 +97,15 @@ type Join struct {
 	Protocol   string
 	// Header goes with the 101 answer. Its names and values are checked.
 	Header http.Header
+	// Compression is that of [AcceptOptions].
+	Compression bool
 	// SkipServeHTTP has upgrades accepted without the object's ServeHTTP.
 	SkipServeHTTP bool
+}
+
+// options are those of a WebSocket that the object is not asked about.
+func (j *Join) options() AcceptOptions {
+	return AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol, Compression: j.Compression}
 }
 
 // Refuse is an error that has a [Route]'s request answered with status and text.
@@ -232,12 +239,12 @@ func (c *class) join(w http.ResponseWriter, r *http.Request, j *Join) {
 	if !c.checkUpgrade(w, r) {
 		return
 	}
-	u, err := c.newUpgrade(offersOf(r), AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol}, j.Header)
+	u, err := c.newUpgrade(offered{r}, j.options(), j.Header)
 	if err != nil {
 		c.refuse(w, r, err)
 		return
 	}
-	s, err := c.rt.reg.Join(c.reg, j.Object.id.key, j.Object.name, u.tags, u.attachment)
+	s, err := c.rt.reg.Join(c.reg, j.Object.id.key, j.Object.name, u.tags, u.attachment, u.window)
 	if err != nil {
 		c.fail(w, r, err)
 		return
@@ -254,22 +261,37 @@ type AcceptOptions struct {
 	// Protocol is the subprotocol, one of those that the client offered; empty is
 	// none.
 	Protocol string
+	// Compression accepts permessage-deflate if the client offers it, as
+	// [ClassOptions].Compression does for all WebSockets of the class.
+	Compression bool
 }
 
 // An upgrade is an accepted handshake, ready to be answered.
 type upgrade struct {
 	tags       *socket.Tags
 	attachment []byte
+	window     wire.Window
 	protocol   string
+	extension  string
 	header     http.Header
 }
 
-// offersOf reports whether the client offers a subprotocol.
-func offersOf(r *http.Request) func(protocol string) bool {
-	return func(protocol string) bool { return slices.Contains(wire.OfferedProtocols(r), protocol) }
+// offers are what a client would like.
+type offers interface {
+	Offers(protocol string) bool
+	OfferedDeflate() (w wire.Window, answer string)
 }
 
-func (c *class) newUpgrade(offers func(protocol string) bool, o AcceptOptions, header http.Header) (*upgrade, error) {
+// offered are the offers of a request that net/http has read.
+type offered struct{ r *http.Request }
+
+func (o offered) Offers(protocol string) bool {
+	return slices.Contains(wire.OfferedProtocols(o.r), protocol)
+}
+
+func (o offered) OfferedDeflate() (w wire.Window, answer string) { return wire.OfferedDeflate(o.r) }
+
+func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (*upgrade, error) {
 	u := &upgrade{protocol: o.Protocol, header: header}
 	var err error
 	if u.tags, err = newTags(o.Tags); err != nil {
@@ -280,8 +302,11 @@ func (c *class) newUpgrade(offers func(protocol string) bool, o AcceptOptions, h
 			return nil, err
 		}
 	}
-	if o.Protocol != "" && !offers(o.Protocol) {
+	if o.Protocol != "" && !client.Offers(o.Protocol) {
 		return nil, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
+	}
+	if o.Compression || c.opt.Compression {
+		u.window, u.extension = client.OfferedDeflate()
 	}
 	return u, nil
 }
@@ -289,7 +314,7 @@ func (c *class) newUpgrade(offers func(protocol string) bool, o AcceptOptions, h
 // upgrade takes the connection over, answers 101 and connects s. If that fails s
 // leaves its object without an event.
 func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket, u *upgrade) {
-	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, "", u.header)
+	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, u.extension, u.header)
 	if err != nil {
 		registry.Unlist(s)
 		c.fail(w, r, fmt.Errorf("%w: %w", ErrInvalid, err))
@@ -356,11 +381,11 @@ func (s *State) AcceptWebSocket(w http.ResponseWriter, r *http.Request, o *Accep
 	if o == nil {
 		o = &AcceptOptions{}
 	}
-	u, err := s.class.newUpgrade(offersOf(r), *o, res.header)
+	u, err := s.class.newUpgrade(offered{r}, *o, res.header)
 	if err != nil {
 		return WebSocket{}, err
 	}
-	sock, err := t.Accept(u.tags, u.attachment)
+	sock, err := t.Accept(u.tags, u.attachment, u.window)
 	if err != nil {
 		return WebSocket{}, err
 	}

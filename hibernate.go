@@ -39,6 +39,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,6 +186,8 @@ type Runtime struct {
 	store  *store.Store
 	poller *poll.Poller
 	reg    *registry.Registry
+	// inflating has a place for each long message that may be decompressed at once.
+	inflating chan struct{}
 
 	refused limit.Counters
 	pool    socket.Pool // its limit is immutable
@@ -224,6 +227,7 @@ func Open(dir string, o *Options) (*Runtime, error) {
 func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error) {
 	rt := &Runtime{doors: map[*accept.Listener]struct{}{}, done: make(chan struct{}), opened: make(chan struct{})}
 	defer close(rt.opened)
+	rt.inflating = make(chan struct{}, runtime.GOMAXPROCS(0))
 	if o != nil {
 		rt.opt = *o
 	}

@@ -1,6 +1,7 @@
 package hibernate
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -81,6 +82,26 @@ type ClassOptions struct {
 	// DrainThreshold is the number of bytes that have to wait for a peer before
 	// WebSocketDrain tells that they are gone. Zero is 64 KiB; negative is an error.
 	DrainThreshold int64
+
+	// Compression accepts permessage-deflate (RFC 7692) on every WebSocket whose
+	// client offers it; see also [AcceptOptions].Compression. Neither side keeps its
+	// window from one message to the next, so that it costs nothing at rest, and a
+	// connection without it nothing at all.
+	//
+	// [Limits].Message is the size of a message when decompressed. More is found
+	// while decompressing. Who sends secrets beside what others can choose should
+	// know that the length of a compressed message tells of both.
+	Compression bool
+
+	// CompressionLevel is how hard to try, 1 to 9; zero is 1. Else Register returns
+	// [ErrInvalid]. A client may ask for a window smaller than 32 KiB; then there is
+	// but one level.
+	CompressionLevel int
+
+	// CompressionMinSize is the length in bytes from which on messages are
+	// compressed. Those that do not become shorter are sent as they are. Zero is
+	// 256, negative is 1.
+	CompressionMinSize int
 
 	// RollbackOnError undoes the turn of a socket or alarm handler that returns an
 	// error, and drops the instance, as a panic does.
@@ -181,14 +202,22 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 		}
 		return v, nil
 	}
+	if level := c.opt.CompressionLevel; level < 0 || level > 9 {
+		return nil, fmt.Errorf("%w: class %q: compression level %d", ErrInvalid, name, level)
+	}
 	lim := &rt.opt.Limits
+	plain := wire.Config{MaxMessage: lim.Message, MaxFragments: lim.Fragments}
+	deflated := plain
+	deflated.Deflate = &wire.Deflate{Level: max(c.opt.CompressionLevel, 1), MinSize: cmp.Or(c.opt.CompressionMinSize, 256)}
 	c.reg = &registry.Class{
 		Name:             name,
 		Behavior:         c,
 		RollbackOnError:  c.opt.RollbackOnError,
 		ConstructTimeout: orDefault(c.opt.ConstructTimeout, 30*time.Second),
 		Sockets: &socket.Config{
-			Wire:         wire.Config{MaxMessage: lim.Message, MaxFragments: lim.Fragments},
+			Wire:         plain,
+			Deflated:     deflated,
+			Inflating:    rt.inflating,
 			ManualClose:  c.opt.ManualCloseReply,
 			SendQueue:    lim.SendQueue,
 			SlowReader:   socket.SlowReader(c.opt.SlowReader),

@@ -327,6 +327,8 @@ type client struct {
 	t    *testing.T
 	conn net.Conn
 	br   *bufio.Reader
+
+	deflated bool // compression was negotiated
 }
 
 func (r *rig) dial(path string) *client {
@@ -444,7 +446,8 @@ func (c *client) reset() {
 // halfClose ends what the client sends, without a Close frame.
 func (c *client) halfClose() { c.conn.(*net.TCPConn).CloseWrite() }
 
-// next is the next thing received: "text:…", "bin:…", "close:code reason", "pong:…", "eof".
+// next is the next thing received: "text:…", "bin:…", "close:code reason", "pong:…", "eof";
+// with a "z" in front what came compressed.
 func (c *client) next() string {
 	c.t.Helper()
 	c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -459,24 +462,34 @@ func (c *client) next() string {
 		}
 		return "eof"
 	}
-	if f.Header.Masked || !f.Header.Fin || f.Header.Rsv != 0 {
-		c.t.Fatalf("a server frame came as %+v", f.Header)
+	if c.deflated && f.Header.Rsv == 4 && f.Header.OpCode.IsData() {
+		c.t.Helper()
+		f.Header.Rsv = 0
+		return "z" + describe(c.t, f.Header, inflate(c.t, f.Payload))
 	}
-	switch f.Header.OpCode {
+	return describe(c.t, f.Header, f.Payload)
+}
+
+func describe(t *testing.T, h ws.Header, payload []byte) string {
+	t.Helper()
+	if h.Masked || !h.Fin || h.Rsv != 0 {
+		t.Fatalf("a server frame came as %+v", h)
+	}
+	switch h.OpCode {
 	case ws.OpText:
-		return "text:" + string(f.Payload)
+		return "text:" + string(payload)
 	case ws.OpBinary:
-		return "bin:" + string(f.Payload)
+		return "bin:" + string(payload)
 	case ws.OpPong:
-		return "pong:" + string(f.Payload)
+		return "pong:" + string(payload)
 	case ws.OpClose:
-		code, reason := ws.ParseCloseFrameData(f.Payload)
-		if len(f.Payload) == 0 {
+		code, reason := ws.ParseCloseFrameData(payload)
+		if len(payload) == 0 {
 			code = 1005
 		}
 		return fmt.Sprintf("close:%d %s", code, reason)
 	}
-	return fmt.Sprintf("op %d", f.Header.OpCode)
+	return fmt.Sprintf("op %d", h.OpCode)
 }
 
 func (c *client) expect(want ...string) {

@@ -105,21 +105,18 @@ func outletOf(ctx context.Context, o *registry.Object) (outlet, error) {
 	return nil, ErrOutsideTurn
 }
 
-// encode makes the frame of m.
-func (m Message) encode() (socket.Frame, error) {
-	var kind wire.Kind
+// check returns the kind of frame that m goes in, or why it cannot be sent.
+func (m Message) check() (wire.Kind, error) {
 	switch m.Kind {
 	case TextMessage:
-		kind = wire.Text
 		if !utf8.Valid(m.Data) {
-			return socket.Frame{}, fmt.Errorf("%w: text message is not UTF-8", ErrInvalid)
+			return wire.None, fmt.Errorf("%w: text message is not UTF-8", ErrInvalid)
 		}
+		return wire.Text, nil
 	case BinaryMessage:
-		kind = wire.Binary
-	default:
-		return socket.Frame{}, fmt.Errorf("%w: message kind %d", ErrInvalid, m.Kind)
+		return wire.Binary, nil
 	}
-	return socket.Frame{Bytes: wire.AppendFrame(make([]byte, 0, wire.FrameSize(len(m.Data))+len(m.Data)), kind, m.Data)}, nil
+	return wire.None, fmt.Errorf("%w: message kind %d", ErrInvalid, m.Kind)
 }
 
 // Send queues m for the peer. It leaves when the turn's writes so far are
@@ -141,11 +138,11 @@ func (ws WebSocket) Send(ctx context.Context, m Message) error {
 	if err != nil {
 		return err
 	}
-	f, err := m.encode()
+	kind, err := m.check()
 	if err != nil {
 		return err
 	}
-	return out.Send(ws.s, f)
+	return out.Send(ws.s, ws.s.Encode(kind, m.Data))
 }
 
 // SendText is Send of a text message.
@@ -219,7 +216,8 @@ type BroadcastOptions struct {
 }
 
 // Broadcast sends m to the object's open sockets and returns how many. The frame
-// is made once and shared. Errors are those of Send; sockets that were closed
+// is made once and shared; once for each window size, where compression was
+// negotiated. Errors are those of Send; sockets that were closed
 // are passed over. Peers whose queue is full under [SlowReaderError] are passed over
 // too, and the error of the last one is returned at the end. o may be nil.
 //
@@ -229,20 +227,25 @@ func (s *State) Broadcast(ctx context.Context, m Message, o *BroadcastOptions) (
 	if err != nil {
 		return 0, err
 	}
-	f, err := m.encode()
+	kind, err := m.check()
 	if err != nil {
 		return 0, err
 	}
 	if o == nil {
 		o = &BroadcastOptions{}
 	}
+	var frames [wire.Windows]socket.Frame
 	n := 0
 	var full error
 	for _, sock := range s.act.Object().Sockets(o.Tags) {
 		if slices.Contains(o.Except, WebSocket{sock}) || sock.ReadyState() != socket.Open {
 			continue
 		}
-		if err := out.Send(sock, f); err == ErrClosed {
+		f := &frames[sock.Window()]
+		if f.Bytes == nil {
+			*f = sock.Encode(kind, m.Data)
+		}
+		if err := out.Send(sock, *f); err == ErrClosed {
 			continue
 		} else if le := (*LimitError)(nil); errors.As(err, &le) && le.Of(limit.SendQueue) {
 			full = err

@@ -6,6 +6,7 @@ import (
 	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
+	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
 // Send queues a frame of the current stretch for s.
@@ -106,9 +107,9 @@ func (t *Turn) set(swap func(*Object)) error {
 }
 
 // Accept lists a new socket. It is not connected yet.
-func (t *Turn) Accept(tags *socket.Tags, attachment []byte) (*socket.Socket, error) {
+func (t *Turn) Accept(tags *socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
 	o := t.act.obj
-	s := socket.New(o, o.class.Sockets, tags, attachment)
+	s := socket.New(o, o.class.Sockets, tags, attachment, window)
 	err := t.Use(func() error {
 		if err := o.list(s); err != nil {
 			return err
@@ -127,13 +128,13 @@ func (t *Turn) Accept(tags *socket.Tags, attachment []byte) (*socket.Socket, err
 }
 
 // Join lists a new socket without a turn, and without waking the object.
-func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, attachment []byte) (*socket.Socket, error) {
+func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
 	for {
 		if r.closing.Load() {
 			return nil, ErrShutdown
 		}
 		o := r.object(c, id, name)
-		s := socket.New(o, c.Sockets, tags, attachment)
+		s := socket.New(o, c.Sockets, tags, attachment, window)
 		if err := o.list(s); err != errRemoved {
 			if err != nil {
 				o.settle()

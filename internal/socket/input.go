@@ -43,7 +43,7 @@ func (s *Socket) Input(p []byte) (more bool) {
 // it came to the end of p without one. It keeps no reference to p.
 func (s *Socket) decode(p []byte) (more bool) {
 	for {
-		it, n, err := s.dec.Next(p, &s.cfg.Wire)
+		it, n, err := s.dec.Next(p, s.wire())
 		p = p[n:]
 		if err != nil {
 			s.fail(err)
@@ -62,19 +62,34 @@ func (s *Socket) decode(p []byte) (more bool) {
 			// Nobody may ever answer by hand, so then it is looked out for.
 			return s.cfg.ManualClose
 		case wire.Text, wire.Binary:
-			if it.Kind == wire.Text {
-				if frame, ok := s.owner.AutoResponse(s, it.Data); ok {
-					if ok, _ := s.Sendable(); ok {
-						s.Emit(Frame{Bytes: frame})
-					}
-					continue
+			if it.Compressed {
+				var ok bool
+				if it, ok = s.inflate(it, p); !ok {
+					return false
 				}
+			}
+			if s.autoRespond(it) {
+				continue
 			}
 			if p, more = s.message(it, p); !more {
 				return false
 			}
 		}
 	}
+}
+
+// autoRespond answers a message that the object need not be woken for.
+func (s *Socket) autoRespond(it wire.Item) bool {
+	if it.Kind != wire.Text {
+		return false
+	}
+	frame, ok := s.owner.AutoResponse(s, it.Data)
+	if ok {
+		if ok, _ := s.Sendable(); ok {
+			s.Emit(Frame{Bytes: frame})
+		}
+	}
+	return ok
 }
 
 // message delivers one message and keeps rest, what was read behind it. more

@@ -34,6 +34,8 @@ var ErrClosed = errors.New("WebSocket is closed")
 // Config is what all sockets of a class share. It is immutable.
 type Config struct {
 	Wire         wire.Config
+	Deflated     wire.Config   // Wire of a connection that has negotiated compression
+	Inflating    chan struct{} // one place for each long message that may be decompressed at once
 	ManualClose  bool          // the handler answers a peer's Close, not the runtime
 	SendQueue    int64         // bytes that may wait for a slow peer; 0: no limit
 	SlowReader   SlowReader    // what happens to one for which more waits
@@ -107,6 +109,8 @@ type Socket struct {
 	prev, next *Socket
 	listed     bool
 
+	window wire.Window // immutable
+
 	mu         sync.Mutex // guards the following
 	attachment []byte     // replaced whole, never changed in place; nil: never set
 	answered   int64      // time of the last auto-response, Unix nanoseconds; 0: never
@@ -156,12 +160,15 @@ type busy struct {
 }
 
 // New returns a socket that is not connected yet: what is sent waits for Open.
-func New(owner Owner, cfg *Config, tags *Tags, attachment []byte) *Socket {
-	return &Socket{owner: owner, cfg: cfg, tags: tags, attachment: attachment}
+func New(owner Owner, cfg *Config, tags *Tags, attachment []byte, window wire.Window) *Socket {
+	return &Socket{owner: owner, cfg: cfg, tags: tags, attachment: attachment, window: window}
 }
 
 // Tags are the socket's tags, in their order.
 func (s *Socket) Tags() *Tags { return s.tags }
+
+// Window is what was negotiated of compression.
+func (s *Socket) Window() wire.Window { return s.window }
 
 // Owner is the object that accepted the socket.
 func (s *Socket) Owner() Owner { return s.owner }

@@ -118,7 +118,7 @@ func newBench(t *testing.T, o poll.Options, cfg Config, early []byte) *bench {
 	cfg.Linger, cfg.LingerBytes = 2*time.Second, 1<<20
 	server, client := tcpPair(t)
 	b.peer, b.r = client, bufio.NewReader(client)
-	b.s = New(b.owner, &cfg, NewTags([]string{"x"}), nil)
+	b.s = New(b.owner, &cfg, NewTags([]string{"x"}), nil, 0)
 	t.Cleanup(func() {
 		client.Close()
 		b.s.Cut()
@@ -265,7 +265,7 @@ func TestResetWhileAnEventWaitsIsNoticedWithoutSpinning(t *testing.T) {
 func newBenchOn(t *testing.T, b *bench) *bench {
 	server, client := tcpPair(t)
 	x := &bench{t: t, owner: &owner{events: make(chan Event, 100)}, peer: client, r: bufio.NewReader(client), clock: b.clock, poll: b.poll}
-	x.s = New(x.owner, b.s.cfg, nil, nil)
+	x.s = New(x.owner, b.s.cfg, nil, nil, 0)
 	if err := x.s.Open(b.poll, server, []byte("HEAD\n"), nil); err != nil {
 		t.Fatal(err)
 	}
