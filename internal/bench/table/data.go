@@ -106,7 +106,7 @@ type data struct {
 	runs  []run
 }
 
-// readFiles reads what sinks have written. Rounds of a later file come after those of an earlier one.
+// readFiles reads what sinks have written. The rounds of a later measurement come after those of an earlier one.
 func readFiles(names []string) (*data, error) {
 	d := &data{}
 	first := 0
@@ -146,8 +146,15 @@ func readFiles(names []string) (*data, error) {
 		}
 		first = next
 	}
-	if len(names) > 1 {
-		d.About.Rounds = first
+	d.About.Rounds = 0
+	for _, f := range figures {
+		rounds := map[int]bool{}
+		for _, r := range d.runs {
+			if r.Figure == f.name {
+				rounds[r.Round] = true
+			}
+		}
+		d.About.Rounds = max(d.About.Rounds, len(rounds))
 	}
 	return d, nil
 }
