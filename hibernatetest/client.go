@@ -39,14 +39,15 @@ type HandshakeError struct {
 	Body   string // at most 64 KiB of it
 }
 
+// Error is the status and the body.
 func (e *HandshakeError) Error() string {
 	return fmt.Sprintf("status %d: %s", e.Status, strings.TrimSpace(e.Body))
 }
 
 // A Client is a WebSocket as its peer sees it. It answers pings and a Close by
 // itself. Its methods fail the test when something else comes than is expected, or
-// nothing: if nobody is left who could send it, at once, otherwise
-// after [Options].Patience.
+// nothing: at once if nobody is left who could send it, otherwise after
+// [Options].Patience.
 type Client struct {
 	k      *Kit
 	name   string
@@ -603,6 +604,12 @@ func (c *Client) Next() hibernate.Message {
 // received that was not expected.
 func (c *Client) ExpectNothing() {
 	c.k.t.Helper()
+	c.mu.Lock()
+	paused := c.paused
+	c.mu.Unlock()
+	if paused {
+		c.k.fatalf("%s: want nothing, and it is paused: what may have come is not known. Resume it first", c.name)
+	}
 	c.k.settle(c.name + ": ExpectNothing")
 	if !c.sync(time.Now().Add(c.k.opt.Patience), true) {
 		c.k.fatalf("%s: ExpectNothing: the server did not answer in %v%s", c.name, c.k.opt.Patience, c.k.atWork())

@@ -261,6 +261,7 @@ func (k *Kit) Restart() {
 	for _, c := range k.clients { // before the cut: what they see from now on never left
 		c.sever("the runtime was restarted")
 	}
+	k.reg.Kill(fmt.Errorf("%w: the test cut the power", hibernate.ErrUnavailable)) // nothing leaves any more
 	disk := k.disk.Crash()
 	k.shut()
 	k.disk = disk

@@ -544,6 +544,12 @@ func TestRunInObject(t *testing.T) {
 		})
 		t.Error("it went on")
 	}, "fatal in the object")
+	release := make(chan struct{})
+	mustFail(t, func(t testing.TB) {
+		t.Cleanup(func() { close(release) })
+		k := hibernatetest.New(t, (&script{}).setup, &hibernatetest.Options{Patience: time.Second})
+		_ = hibernatetest.RunInObject(k, k.Object("Room", "a"), func(context.Context, *room) error { <-release; return nil })
+	}, "RunInObject of Room/a: not done after 1s", "Room/a is running", "TestRunInObject")
 	mustFail(t, func(t testing.TB) {
 		k := hibernatetest.New(t, (&script{}).setup, nil)
 		k.Object("Rum", "a")
@@ -715,3 +721,18 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 }
 
 type noClock struct{ hibernate.Clock }
+
+// TestAdvanceIsQuickBesideWork: an object in memory is looked after once a second.
+func TestAdvanceIsQuickBesideWork(t *testing.T) {
+	t.Parallel()
+	s := &script{message: func(ctx context.Context, r *room, _ hibernate.WebSocket, _ hibernate.Message) error {
+		return r.state.WaitUntil(ctx, "work", func(ctx context.Context) { <-ctx.Done() })
+	}}
+	k := hibernatetest.New(t, s.setup, nil)
+	k.Dial("/room/a").Send("x")
+	begin := time.Now()
+	k.Advance(24 * time.Hour)
+	if took := time.Since(begin); took > 30*time.Second {
+		t.Errorf("a day took %v", took)
+	}
+}
