@@ -118,7 +118,7 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	}
 	if err := s.Adopt(rt.poller, q.Conn, response, q.Early); err != nil {
 		registry.Unlist(s)
-		rt.log.Debug("upgrade failed", "class", c.name, "err", err)
+		c.upgradeFailed(s, err)
 	}
 	return true
 }

@@ -339,8 +339,14 @@ func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket
 	nc, unread := accept.Unwrap(nc)
 	if err := s.Open(c.rt.poller, nc, response, append(early, unread...)); err != nil {
 		registry.Unlist(s)
-		c.rt.log.Debug("upgrade failed", "class", c.name, "err", err)
+		c.upgradeFailed(s, err)
 	}
+}
+
+// upgradeFailed says that the client of s has left before it was connected.
+func (c *class) upgradeFailed(s *socket.Socket, err error) {
+	o := s.Owner().(*registry.Object)
+	c.rt.log.Debug("upgrade failed", "class", c.name, "id", ID{o.ID()}.String(), "name", o.Name(), "err", err)
 }
 
 // AcceptWebSocket accepts the upgrade request that ServeHTTP was called with. w and

@@ -264,3 +264,27 @@ func TestLogTellsWhatWakesAnObjectOften(t *testing.T) {
 		t.Errorf("the log does not say what and how often:\n%s", r.log)
 	}
 }
+
+// TestNothingTicksWhileEverythingSleeps: the timer that looks after what is awake goes with the last of it.
+func TestNothingTicksWhileEverythingSleeps(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(&script{}, nil)
+	soon := func() bool {
+		at, ok := r.clock.Next()
+		return ok && at.Sub(r.clock.Now()) <= time.Second
+	}
+	r.dial("/o/a")
+	r.turn("a")
+	if !soon() {
+		t.Error("nothing ticks while an object is in memory")
+	}
+	r.hibernate()
+	r.clock.Advance(2 * time.Second)
+	if soon() {
+		t.Error("something ticks while everything sleeps")
+	}
+	r.turn("a")
+	if !soon() {
+		t.Error("nothing ticks once an object is in memory again")
+	}
+}
