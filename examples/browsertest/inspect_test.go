@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ type zoo struct {
 	ns   map[string]*hibernate.Namespace
 	url  string
 	addr string
-	join hibernate.Join // of the next connection
+	join atomic.Pointer[hibernate.Join] // of the next connection
 }
 
 func startZoo(t *testing.T, classes ...string) *zoo {
@@ -71,7 +72,7 @@ func startZoo(t *testing.T, classes ...string) *zoo {
 		}
 		z.ns[class] = ns
 		mux.Handle("/"+class+"/{name}", ns.Handler(func(h *hibernate.Handshake) (hibernate.Join, error) {
-			join := z.join
+			join := *z.join.Load()
 			join.Object = ns.GetByName(h.PathValue("name"))
 			return join, nil
 		}))
@@ -92,7 +93,7 @@ func startZoo(t *testing.T, classes ...string) *zoo {
 // connect opens a WebSocket to an object and sends it messages.
 func (z *zoo) connect(class, name string, tags []string, attachment any, messages ...string) {
 	z.t.Helper()
-	z.join = hibernate.Join{Tags: tags, Attachment: attachment}
+	z.join.Store(&hibernate.Join{Tags: tags, Attachment: attachment})
 	conn, _, _, err := ws.Dial(context.Background(), fmt.Sprintf("ws://%s/%s/%s", z.addr, class, name))
 	if err != nil {
 		z.t.Fatal(err)
