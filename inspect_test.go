@@ -69,7 +69,10 @@ func TestInspectTellsPhaseAndCause(t *testing.T) {
 		t.Errorf("stored with an alarm: %+v", in)
 	}
 	r.clock.Advance(time.Hour)
-	r.becomes("a", "idle 1:alarm")
+	r.until("the alarm to wake the object", func() bool {
+		r.clock.Advance(time.Second) // a look for alarms that was under way looks again after 30 s
+		return r.why("a") == "idle 1:alarm"
+	})
 	if n := r.play.made.Load(); n != 4 {
 		t.Errorf("%d instances were made, want 4: inspecting wakes nobody", n)
 	}
