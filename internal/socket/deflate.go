@@ -36,7 +36,7 @@ func (s *Socket) Encode(k wire.Kind, payload []byte) Frame {
 
 // inflate decompresses a message. If it reports false that has failed, or goes on
 // elsewhere; rest is what was read behind the message.
-func (s *Socket) inflate(it wire.Item, rest []byte) (_ wire.Item, ok bool) {
+func (s *Socket) inflate(it wire.Item, rest []byte, own bool) (_ wire.Item, ok bool) {
 	cfg := &s.cfg.Deflated
 	if len(it.Data) <= quickIn {
 		plain, err := cfg.Deflate.Inflate(it, min(cfg.MaxMessage, quickOut))
@@ -58,9 +58,7 @@ func (s *Socket) inflate(it wire.Item, rest []byte) (_ wire.Item, ok bool) {
 		return it, false
 	}
 	s.flags |= waiting
-	if len(rest) > 0 {
-		s.busyLocked().in = append([]byte(nil), rest...)
-	}
+	s.keepLocked(rest, own)
 	s.mu.Unlock()
 	go s.inflateAside(it)
 	return it, false

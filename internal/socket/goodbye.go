@@ -13,8 +13,9 @@ func (s *Socket) Goodbye(code uint16, reason string, gone func(answered bool)) b
 		s.mu.Unlock()
 		return false
 	}
-	// Nobody has the input side while an event waits, and Handled leaves it alone from now on.
-	take := s.flags&waiting != 0
+	// Nobody has the input side while an event waits, and Handled leaves it alone from now on. Nothing counts behind a
+	// Close or a violation.
+	take := s.flags&(waiting|recvClose|failed) == waiting
 	s.flags = s.flags&^waiting | ended
 	s.busyLocked().gone = gone
 	s.mu.Unlock()
@@ -27,7 +28,7 @@ func (s *Socket) Goodbye(code uint16, reason string, gone func(answered bool)) b
 	s.mu.Lock()
 	rest := s.takeInLocked()
 	s.mu.Unlock()
-	if len(rest) == 0 || s.decode(rest) {
+	if len(rest) == 0 || s.decode(rest, true) {
 		s.conn.Resume()
 	}
 	return true

@@ -36,12 +36,13 @@ func (s *Socket) Input(p []byte) (more bool) {
 	if stop {
 		return true // nothing counts behind a Close or a violation
 	}
-	return s.decode(p)
+	return s.decode(p, false)
 }
 
 // decode takes items out of p until an event is delivered, and reports whether
-// it came to the end of p without one. It keeps no reference to p.
-func (s *Socket) decode(p []byte) (more bool) {
+// it came to the end of p without one. It keeps p only if it is the socket's own:
+// a copy for each message would be 300 MiB for 64 KiB of the smallest.
+func (s *Socket) decode(p []byte, own bool) (more bool) {
 	for {
 		it, n, err := s.dec.Next(p, s.wire())
 		p = p[n:]
@@ -64,16 +65,17 @@ func (s *Socket) decode(p []byte) (more bool) {
 		case wire.Text, wire.Binary:
 			if it.Compressed {
 				var ok bool
-				if it, ok = s.inflate(it, p); !ok {
+				if it, ok = s.inflate(it, p, own); !ok {
 					return false
 				}
 			}
 			if s.autoRespond(it) {
 				continue
 			}
-			if p, more = s.message(it, p); !more {
+			if p, more = s.message(it, p, own); !more {
 				return false
 			}
+			own = true
 		}
 	}
 }
@@ -93,8 +95,9 @@ func (s *Socket) autoRespond(it wire.Item) bool {
 }
 
 // message delivers one message and keeps rest, what was read behind it. more
-// says that the owner had no use for it and that rest is to be decoded now.
-func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
+// says that the owner had no use for it and that rest is to be decoded now; it is
+// the socket's own then, or nothing is kept any more.
+func (s *Socket) message(it wire.Item, rest []byte, own bool) (left []byte, more bool) {
 	data := it.Data
 	if !it.Owned {
 		data = append(make([]byte, 0, len(data)), data...)
@@ -109,9 +112,7 @@ func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
 		return rest, true
 	}
 	s.flags |= waiting
-	if len(rest) > 0 {
-		s.busyLocked().in = append([]byte(nil), rest...)
-	}
+	s.keepLocked(rest, own)
 	s.mu.Unlock()
 	if s.owner.Deliver(s, Event{Kind: Message, Text: it.Kind == wire.Text, Data: data}) {
 		return nil, false
@@ -130,6 +131,17 @@ func (s *Socket) message(it wire.Item, rest []byte) (left []byte, more bool) {
 		return nil, false
 	}
 	return left, true
+}
+
+// keepLocked keeps what was read behind an event that waits.
+func (s *Socket) keepLocked(rest []byte, own bool) {
+	if len(rest) == 0 {
+		return
+	}
+	if !own {
+		rest = append([]byte(nil), rest...)
+	}
+	s.busyLocked().in = rest
 }
 
 func (s *Socket) takeInLocked() (in []byte) {
@@ -156,7 +168,7 @@ func (s *Socket) Handled() {
 	}
 	rest := s.takeInLocked()
 	s.mu.Unlock()
-	if len(rest) == 0 || s.decode(rest) {
+	if len(rest) == 0 || s.decode(rest, true) {
 		s.conn.Resume()
 	}
 }
@@ -218,7 +230,9 @@ func (s *Socket) fail(err error) {
 	}
 	parted := s.flags&ended != 0
 	s.flags |= failed | ended | waiting
-	s.dec.Drop()
+	if !parted { // else the caller may be inflateAside, and the input side another's
+		s.dec.Drop()
+	}
 	finish := s.finishLocked()
 	s.mu.Unlock()
 	s.owner.Busy(1)

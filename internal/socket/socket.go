@@ -221,7 +221,7 @@ func (s *Socket) open(response, early []byte) error {
 	b.outSize += int64(len(response))
 	s.mu.Unlock()
 	s.Flush()
-	if len(early) == 0 || s.decode(append([]byte(nil), early...)) {
+	if len(early) == 0 || s.decode(append([]byte(nil), early...), true) {
 		s.conn.Resume()
 	}
 	return nil

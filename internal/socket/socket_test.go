@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -444,4 +445,24 @@ func TestUndoneCloseStillAnswersThePeer(t *testing.T) {
 	b.s.UndoClose()
 	b.receive("close 1000")
 	b.receive("eof")
+}
+
+// TestManySmallMessagesCostTheirSize: what was read behind one is kept, not copied
+// again for each.
+func TestManySmallMessagesCostTheirSize(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		b := newBench(t, o, Config{}, nil)
+		const n = 5000
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		b.write(bytes.Repeat(frame(ws.OpText, "t"), n))
+		for range n {
+			b.event("t")
+			b.s.Handled()
+		}
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > 2000*n {
+			t.Errorf("%d messages of 7 bytes took %d bytes of memory", n, took)
+		}
+	})
 }
