@@ -4,8 +4,10 @@ package leak
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -95,7 +97,7 @@ func stay(before map[string]bool) (left []string) {
 		}
 		left = left[:0]
 		for d := range now {
-			if !before[d] {
+			if !before[d] && !profile(d) {
 				left = append(left, d)
 			}
 		}
@@ -105,4 +107,14 @@ func stay(before map[string]bool) (left []string) {
 		time.Sleep(10 * time.Millisecond) // the system tells nobody of a close
 	}
 	return left
+}
+
+// profile reports whether d is a file of package testing's own, which it does not close.
+func profile(d string) bool {
+	for _, name := range []string{"test.cpuprofile", "test.trace"} {
+		if f := flag.Lookup(name); f != nil && f.Value.String() != "" && strings.HasSuffix(d, filepath.Base(f.Value.String())) {
+			return true
+		}
+	}
+	return false
 }

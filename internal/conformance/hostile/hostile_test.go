@@ -1,0 +1,259 @@
+package hostile
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hibernate-go/hibernate"
+	"github.com/hibernate-go/hibernate/internal/leak"
+)
+
+// TestMain lets the test binary be the hostile clients, in a process of their own.
+func TestMain(m *testing.M) {
+	if addrs := os.Getenv("HOSTILE_ATTACK"); addrs != "" {
+		besiege(strings.Split(addrs, ","))
+		return
+	}
+	leak.Main(m)
+}
+
+// rooms is in how many rooms the honest clients are. The hostile ones join them.
+const rooms = 4
+
+// assault runs n attackers of each kind at each of the doors until ctx ends, and
+// returns how often each kind attacked.
+func assault(ctx context.Context, doors []string, n int) map[string]*atomic.Int64 {
+	times := map[string]*atomic.Int64{}
+	var wg sync.WaitGroup
+	for _, k := range kinds {
+		count := new(atomic.Int64)
+		times[k.name] = count
+		for _, addr := range doors {
+			for i := range n {
+				wg.Go(func() { count.Add(int64(attack(ctx, k, addr, roomPath(i%rooms)))) })
+			}
+		}
+	}
+	wg.Wait()
+	return times
+}
+
+func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
+	each, d := 3, 2*time.Second
+	if os.Getenv("HIBERNATE_SLOW") != "" {
+		each, d = 40, time.Minute
+	}
+	s := serve(t)
+	c := gather(t, s, 32, rooms)
+	if err := c.each((*honest).tell); err != nil {
+		t.Fatal(err)
+	}
+	employ(t, s)
+	before := measure(t, s, len(c))
+
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	var times map[string]*atomic.Int64
+	var visits int
+	var slowest time.Duration
+	var visitErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { times = assault(ctx, s.doors, each) })
+	wg.Go(func() { visits, slowest, visitErr = comeAndGo(ctx, s) })
+	err := c.talk(ctx)
+	wg.Wait()
+	if err == nil {
+		err = c.heard(rooms, len(s.doors))
+	}
+	if err != nil || visitErr != nil {
+		t.Fatalf("%v; %v", err, visitErr)
+	}
+	messages := 0
+	var longest time.Duration
+	for _, h := range c {
+		messages += h.sent + h.told
+		longest = max(longest, h.longest)
+	}
+	if longest > patience || slowest > patience {
+		t.Errorf("an honest client waited for %v, a visitor for %v", longest, slowest)
+	}
+	attacks := int64(0)
+	for name, n := range times {
+		if attacks += n.Load(); n.Load() < int64(each) {
+			t.Errorf("%s: only %d attacks", name, n.Load())
+		}
+	}
+	t.Logf("%d attacks of %d kinds by %d clients; %d honest messages, the slowest took %v; %d visits, the slowest took %v",
+		attacks, len(kinds), len(kinds)*each*len(s.doors), messages, longest, visits, slowest)
+
+	over := time.Now()
+	after := measure(t, s, len(c), before)
+	t.Logf("%+v before, %+v %v after", before, after, time.Since(over))
+	if grown := int64(after.heap) - int64(before.heap); grown > 2<<20 {
+		t.Errorf("the heap has grown by %d bytes, from %d", grown, before.heap)
+	}
+}
+
+// employ has more objects at work at once than the runtime keeps goroutines for, so
+// that it has as many as it ever keeps.
+func employ(t *testing.T, s *server) {
+	t.Helper()
+	var all sync.WaitGroup
+	const n = 64
+	all.Add(n)
+	ns, err := hibernate.Register(s.rt, "Employed", func(context.Context, *hibernate.State) (*struct{}, error) {
+		all.Done()
+		all.Wait()
+		return new(struct{}), nil
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var called sync.WaitGroup
+	for i := range n {
+		called.Go(func() {
+			if _, err := nothing.Call(context.Background(), ns.GetByName(fmt.Sprint(i)), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	called.Wait()
+}
+
+var nothing = hibernate.NewMethod("nothing", func(*struct{}, context.Context, int) (int, error) { return 0, nil })
+
+// A footprint is what the process holds.
+type footprint struct {
+	goroutines, descriptors int
+	heap                    uint64
+}
+
+// measure waits until nothing is under way, and the footprint is steady and the one
+// before, but for the heap.
+func measure(t *testing.T, s *server, sockets int, before ...footprint) footprint {
+	t.Helper()
+	var f footprint
+	var stats hibernate.Stats
+	for steady, deadline := 0, time.Now().Add(10*time.Second); steady < 20; {
+		last := f
+		f.goroutines, f.descriptors, stats = runtime.NumGoroutine(), descriptors(), s.rt.Stats()
+		calm := stats.Sockets == int64(sockets) && stats.ObjectsInMemory == 0 && f == last
+		for _, b := range before {
+			calm = calm && f.goroutines == b.goroutines && f.descriptors == b.descriptors
+		}
+		if steady++; !calm {
+			steady = 0
+		}
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			t.Fatalf("%+v, %d sockets and %d objects remain, before were %+v and %d sockets; goroutines:\n%s",
+				f, stats.Sockets, stats.ObjectsInMemory, before, sockets, buf[:runtime.Stack(buf, true)])
+		}
+		time.Sleep(5 * time.Millisecond) // no event tells of the last descriptor
+	}
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	f.heap = m.HeapAlloc
+	return f
+}
+
+// descriptors is the number of open descriptors, 0 where that is not known.
+func descriptors() int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries)
+}
+
+// besiege attacks until standard input ends.
+func besiege(doors []string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	fmt.Println("begun")
+	assault(ctx, doors, 4)
+}
+
+// BenchmarkEchoBesideHostileClients is one message and its echo, for one of 32
+// honest clients that take turns, alone and beside hostile clients in another
+// process.
+func BenchmarkEchoBesideHostileClients(b *testing.B) {
+	for _, hostile := range []bool{false, true} {
+		n := 0
+		if hostile {
+			n = len(kinds) * 4 * 2
+		}
+		b.Run(fmt.Sprintf("hostile=%d", n), func(b *testing.B) {
+			s := serve(b)
+			c := gather(b, s, 32, rooms)
+			if hostile {
+				siege(b, s)
+			}
+			took := make([]time.Duration, 0, b.N)
+			for b.Loop() {
+				h := c[len(took)%len(c)]
+				begun := time.Now()
+				if err := h.echo(); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(begun))
+			}
+			slices.Sort(took)
+			for _, q := range []struct {
+				name string
+				at   float64
+			}{{"p50", 0.5}, {"p99", 0.99}, {"max", 1}} {
+				b.ReportMetric(float64(took[int(q.at*float64(len(took)-1))].Microseconds()), q.name+"-µs")
+			}
+		})
+	}
+}
+
+// siege starts the hostile clients, and ends them with the benchmark.
+func siege(b *testing.B, s *server) {
+	b.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "HOSTILE_ATTACK="+strings.Join(s.doors, ","))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			b.Error(err)
+		}
+	})
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(2 * time.Second) // the attack is under way; it has no end to wait for
+}
