@@ -486,11 +486,12 @@ func TestControlFrameInsideMessageDoesNotAllocate(t *testing.T) {
 // code of the error or 0, and whether the stream ends between messages.
 func reference(stream []byte, cfg *Config) (items []string, code uint16, atRest bool) {
 	var (
-		r         = bytes.NewReader(stream)
-		kind      Kind
-		data      []byte
-		fragments int
-		pending   []byte // of a character
+		r          = bytes.NewReader(stream)
+		kind       Kind
+		compressed bool
+		data       []byte
+		fragments  int
+		pending    []byte // of a character
 	)
 	badText := func(b []byte) bool {
 		for _, c := range b {
@@ -515,6 +516,12 @@ func reference(stream []byte, cfg *Config) (items []string, code uint16, atRest 
 		}
 		control := h.OpCode >= 8
 		minimal := before-r.Len() == ws.HeaderSize(h)
+		if cfg.Deflate != nil && h.Rsv1() && !h.Rsv2() && !h.Rsv3() && (h.OpCode == 1 || h.OpCode == 2) {
+			h.Rsv = 0
+			if kind == None {
+				compressed = true
+			}
+		}
 		switch op := h.OpCode; {
 		case h.Rsv != 0, !h.Masked, !minimal,
 			op > 2 && op < 8, op > 10,
@@ -524,7 +531,11 @@ func reference(stream []byte, cfg *Config) (items []string, code uint16, atRest 
 			return items, 1002, false
 		}
 		if !control {
-			if h.Length > cfg.MaxMessage || int64(len(data))+h.Length > cfg.MaxMessage {
+			most := cfg.MaxMessage
+			if compressed {
+				most = most + most/8 + 64
+			}
+			if h.Length > most || int64(len(data))+h.Length > most {
 				return items, 1009, false
 			}
 			if fragments++; cfg.MaxFragments > 0 && fragments > cfg.MaxFragments {
@@ -538,7 +549,7 @@ func reference(stream []byte, cfg *Config) (items []string, code uint16, atRest 
 		for i := range payload {
 			payload[i] ^= h.Mask[i%4]
 		}
-		if !control && kind == Text && badText(payload) {
+		if !control && kind == Text && !compressed && badText(payload) {
 			return items, 1007, false
 		}
 		if int64(len(payload)) < h.Length {
@@ -552,8 +563,8 @@ func reference(stream []byte, cfg *Config) (items []string, code uint16, atRest 
 			if len(pending) > 0 {
 				return items, 1007, false
 			}
-			items = append(items, describe(Item{Kind: kind, Data: data, Fragmented: fragments > 1}))
-			kind, data, fragments = None, nil, 0
+			items = append(items, describe(Item{Kind: kind, Data: data, Compressed: compressed, Fragmented: fragments > 1}))
+			kind, compressed, data, fragments = None, false, nil, 0
 			continue
 		}
 		it := Item{Kind: kindOf(h.OpCode), Data: payload}
@@ -579,14 +590,20 @@ func FuzzDecoder(f *testing.F) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 8 {
 		stream, _ := conversation(rng)
-		f.Add(stream[:min(len(stream), 2000)], uint64(rng.IntN(100)), uint32(2000), uint8(0))
+		f.Add(stream[:min(len(stream), 2000)], uint64(rng.IntN(100)), uint32(2000), uint8(0), false)
 	}
-	f.Add(join(masked(ws.OpText, false, "\xf0\x9f"), masked(ws.OpPing, true, "p"), masked(ws.OpContinuation, true, "\x98\x80"), masked(ws.OpClose, true, closeBody(1000, "bye"))), uint64(1), uint32(10), uint8(2))
-	f.Add(announced(ws.OpBinary, true, 1<<40), uint64(2), uint32(math.MaxUint32), uint8(1))
-	f.Add([]byte{0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, uint64(3), uint32(0), uint8(0))
-	f.Add(masked(ws.OpClose, true, closeBody(1005, "\xff")), uint64(4), uint32(0), uint8(0))
-	f.Fuzz(func(t *testing.T, stream []byte, seed uint64, maxMessage uint32, maxFragments uint8) {
+	f.Add(join(squeezed(ws.OpText, true, []byte("\xf2\x48\xcd")), squeezed(ws.OpBinary, false, []byte("a")), masked(ws.OpPing, true, "p"), masked(ws.OpContinuation, true, "b"), masked(ws.OpText, true, "c")),
+		uint64(1), uint32(10), uint8(2), true)
+	f.Add(join(squeezed(ws.OpText, true, make([]byte, 75)), squeezed(ws.OpPing, true, nil)), uint64(1), uint32(10), uint8(0), true)
+	f.Add(join(masked(ws.OpText, false, "\xf0\x9f"), masked(ws.OpPing, true, "p"), masked(ws.OpContinuation, true, "\x98\x80"), masked(ws.OpClose, true, closeBody(1000, "bye"))), uint64(1), uint32(10), uint8(2), false)
+	f.Add(announced(ws.OpBinary, true, 1<<40), uint64(2), uint32(math.MaxUint32), uint8(1), false)
+	f.Add([]byte{0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, uint64(3), uint32(0), uint8(0), false)
+	f.Add(masked(ws.OpClose, true, closeBody(1005, "\xff")), uint64(4), uint32(0), uint8(0), true)
+	f.Fuzz(func(t *testing.T, stream []byte, seed uint64, maxMessage uint32, maxFragments uint8, deflate bool) {
 		cfg := &Config{MaxMessage: int64(maxMessage), MaxFragments: int(maxFragments)}
+		if deflate {
+			cfg.Deflate = &Deflate{}
+		}
 		whole := decode(t, stream, cfg, atOnce)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		longest := 1 + rng.IntN(64)

@@ -30,6 +30,7 @@ var ordinary = []string{
 	handshakeHead("/", "Origin: null"),
 	handshakeHead("/", "Origin: http://example.com:8080", "Origin: http://example.com:8080"),
 	handshakeHead("/", "Sec-WebSocket-Protocol: a , b", "sec-websocket-protocol: c,,é,a b", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
+	handshakeHead("/", `Sec-WebSocket-Extensions: x; a="b"; c, permessage-deflate; server_max_window_bits = "1\0"`, "SEC-WEBSOCKET-EXTENSIONS: permessage-deflate"),
 	handshakeHead("/", "X-Obs: \xe9", "Cookie: a=b; c=d", "User-Agent:Go\t"),
 	strings.Replace(handshakeHead("/"), "Connection: Upgrade", "connection: keep-alive, UPGRADE", 1),
 	strings.Replace(handshakeHead("/"), "Upgrade: websocket", "UPGRADE:   WebSocket  ", 1),
@@ -52,6 +53,7 @@ var extraordinary = []string{
 	strings.Replace(handshakeHead("/"), "Connection: Upgrade", "Connection: close", 1),
 	handshakeHead("/", "Host: b"), handshakeHead("/", "Sec-WebSocket-Version: 13"), handshakeHead("/", "Upgrade: websocket"),
 	handshakeHead("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), handshakeHead("/", "Content-Length: 0"),
+	handshakeHead("/", "Sec-WebSocket-Extensions: a;"), handshakeHead("/", "Sec-WebSocket-Extensions: a", "Sec-WebSocket-Extensions: b="),
 	handshakeHead("/", "Transfer-Encoding: chunked"), handshakeHead("/", "Expect: 100-continue"), handshakeHead("/", "Trailer: a"),
 	handshakeHead("/", "A: b", " folded"), handshakeHead("/", "A: b\rc"), handshakeHead("/", "A: \x00"), handshakeHead("/", ": b"),
 	handshakeHead("/", "no colon"), handshakeHead("/", "Aé: b"), handshakeHead(""), handshakeHead("*"), handshakeHead("http://x/"),
@@ -140,16 +142,20 @@ func agrees(t *testing.T, b []byte) {
 			t.Fatalf("%q: does not offer %q", raw, p)
 		}
 	}
+	window, extension := OfferedDeflate(r)
+	if w, answer := h.OfferedDeflate(); w != window || answer != extension {
+		t.Fatalf("%q: window %d, answer %q, net/http's are %d, %q", raw, w, answer, window, extension)
+	}
 	if q, err := h.Request(); err != nil || !reflect.DeepEqual(q.Header, r.Header) {
 		t.Fatalf("%q: request %v, %v", raw, q, err)
 	}
 	before := slices.Clone(raw)
 	header := http.Header{"X-A": {"1", "2"}, "Connection": {"close"}, "Sec-WebSocket-Protocol": {"z"}}
-	got, err := h.Switching("", "", header)
+	got, err := h.Switching("", extension, header)
 	if err != nil {
 		return // then net/http answers
 	}
-	want, err := AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), "", "", header)
+	want, err := AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), "", extension, header)
 	if err != nil {
 		t.Fatal(err)
 	}
