@@ -17,6 +17,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
 	cdpruntime "github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -38,8 +39,13 @@ func openTab(t *testing.T, browser context.Context, url string) *tab {
 		t.Fatalf("open a tab: %v", err)
 	}
 	err := chromedp.Listen(ctx, func(e any) {
-		if e, ok := e.(*cdpruntime.EventExceptionThrown); ok {
+		switch e := e.(type) {
+		case *cdpruntime.EventExceptionThrown:
 			t.Errorf("the page threw: %s %s", e.ExceptionDetails.Text, e.ExceptionDetails.Exception.Description)
+		case *log.EventEntryAdded:
+			if e.Entry.Source == log.EntrySourceSecurity {
+				t.Errorf("the page broke its own policy: %s", e.Entry.Text)
+			}
 		}
 	})
 	if err != nil {
@@ -64,12 +70,13 @@ func (b *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// see waits until the JavaScript expression is true.
+// see waits until the JavaScript expression is true. One that throws, for what is not there yet, is not.
 func (b *tab) see(expression string) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	poll := chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(0))
+	patient := fmt.Sprintf("(() => { try { return (%s); } catch { return false; } })()", expression)
+	poll := chromedp.Poll[chromedp.Void](patient, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(0))
 	err := chromedp.Do(ctx, poll)
 	// The page that was asked may have gone: the next one is asked.
 	for err != nil && (strings.Contains(err.Error(), "navigated") || strings.Contains(err.Error(), "Cannot find context")) {

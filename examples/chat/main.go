@@ -125,7 +125,7 @@ func routes(rt *hibernate.Runtime) (http.Handler, error) {
 		writeJSON(w, map[string]any{"constructed": room.Wakes, "inMemory": room.InMemory()})
 	}
 	index := func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Security-Policy", "default-src 'self'; img-src data:")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
 		http.ServeFileFS(w, r, files, "index.html")
 	}
 	stats := func(w http.ResponseWriter, r *http.Request) {
