@@ -66,8 +66,10 @@ type Limits struct {
 	// head of its first request. Then it is closed. At net/http's door it is
 	// [net/http.Server].ReadHeaderTimeout that says. Default 10 s.
 	HandshakeTime time.Duration
-	// Constructing is the number of constructors that may run at once; others wait
-	// in the order they came. Default 64.
+	// Constructing is the number of constructors that may run at once. The objects
+	// whose turn it is not wait in the order they came, without a goroutine: waking
+	// thousands at once costs their events and little more. A constructor in Await
+	// does not count. Default 64.
 	Constructing int
 	// Key and Value are bytes of a storage key and of an encoded value; Keys is
 	// the number of keys in one GetMany. More is a *LimitError. Defaults 2,048,

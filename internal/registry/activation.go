@@ -111,8 +111,11 @@ func (a *Activation) begin(t *Turn) error {
 // the construction (semantics 9.4, 9.8). It returns nil then.
 func (o *Object) construct(me *runner, w *Work) *Activation {
 	reg := o.reg
-	reg.takeSlot()
-	defer reg.constructing.Release(1)
+	if !me.slot {
+		reg.takeSlot()
+		me.slot = true
+	}
+	defer me.dropSlot()
 	a := &Activation{
 		obj:      o,
 		Store:    reg.cfg.Store.Object(o.id, o.class.Name, o.Name()),
@@ -181,13 +184,6 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		return nil
 	}
 	return a
-}
-
-// takeSlot waits, in fair order, until few enough constructors run.
-func (r *Registry) takeSlot() {
-	if err := r.constructing.Acquire(context.Background(), 1); err != nil {
-		panic("BUG: acquire without a deadline failed: " + err.Error())
-	}
 }
 
 // constructFailed resets the object after a failed construction.

@@ -34,7 +34,7 @@ func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(
 		if a.Instance == nil {
 			// A constructor that waits for another object must not keep that
 			// one's constructor from running.
-			o.reg.constructing.Release(1)
+			o.reg.freeSlot()
 			defer o.reg.takeSlot()
 		}
 		o.reg.busy.Add(-1)

@@ -32,6 +32,7 @@ type Object struct {
 	mu      sync.Mutex // guards the following; no call out of this package is made under it
 	name    string     // "" until known
 	removed bool       // no longer in the registry
+	inLine  bool       // for a slot; guarded by slots.mu instead
 	mail    mailbox    // what waits for a turn
 	runner  *runner    // holds the right to run turns; nil: nobody
 	act     *Activation
@@ -207,7 +208,12 @@ func (o *Object) claimLocked() *runner {
 	if o.runner != nil || o.mail.first == nil {
 		return nil
 	}
+	slot := o.constructsLocked()
+	if slot && !o.reg.take(o) {
+		return nil // in line
+	}
 	o.runner = o.reg.runners.get()
+	o.runner.slot = slot
 	return o.runner
 }
 

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/socket"
@@ -110,13 +108,13 @@ type Class struct {
 
 // A Registry is the set of all objects of a runtime.
 type Registry struct {
-	cfg          Config
-	timers       *alarm.Timers
-	alarms       *alarm.Scheduler
-	constructing *semaphore.Weighted
-	lives        census       // goroutines that run turns or WaitUntil work
-	busy         atomic.Int64 // whatever is at work, for Quiet: it is handed on without a gap
-	observes     bool         // something is done around user code; immutable
+	cfg      Config
+	timers   *alarm.Timers
+	alarms   *alarm.Scheduler
+	slots    slots
+	lives    census       // goroutines that run turns or WaitUntil work
+	busy     atomic.Int64 // whatever is at work, for Quiet: it is handed on without a gap
+	observes bool         // something is done around user code; immutable
 
 	stats   counters
 	closing atomic.Bool
@@ -161,7 +159,7 @@ func New(cfg Config) *Registry {
 	r.runners.reg = r
 	r.watch.init(r)
 	r.life, r.end = context.WithCancelCause(context.Background())
-	r.constructing = semaphore.NewWeighted(cfg.MaxConstructing)
+	r.slots.sem = newSlots(cfg.MaxConstructing)
 	for i := range r.shards {
 		r.shards[i].objects = map[store.ID]*Object{}
 	}

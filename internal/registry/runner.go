@@ -10,6 +10,7 @@ type runner struct {
 	wake    chan struct{} // ends the wait in park: obj has work, or is nil and the goroutine is to end
 	resumed chan struct{} // the right is handed back to a handler after its Await; made under the object's lock
 	parked  bool          // owned like obj: the goroutine exists and waits
+	slot    bool          // it may construct; owned by whoever started it
 	next    *runner       // in runners.idle
 }
 
@@ -90,6 +91,7 @@ func (r *runner) run() {
 	}()
 	for r.obj.step(r) {
 	}
+	r.dropSlot()
 	normal = true
 }
 
