@@ -53,9 +53,13 @@ func (s *Socket) inflate(it wire.Item, rest []byte, own bool) (_ wire.Item, ok b
 		it.Data = append([]byte(nil), it.Data...)
 	}
 	s.mu.Lock()
-	if s.flags&(cut|lost) != 0 {
+	switch {
+	case s.flags&(cut|lost) != 0:
 		s.mu.Unlock()
 		return it, false
+	case s.flags&ended != 0: // nobody will read it: see Goodbye
+		s.mu.Unlock()
+		return wire.Item{Kind: wire.Binary}, true
 	}
 	s.flags |= waiting
 	s.keepLocked(rest, own)

@@ -119,7 +119,13 @@ func newBench(t *testing.T, o poll.Options, cfg Config, early []byte) *bench {
 	cfg.Linger, cfg.LingerBytes = 2*time.Second, 1<<20
 	server, client := tcpPair(t)
 	b.peer, b.r = client, bufio.NewReader(client)
-	b.s = New(b.owner, &cfg, NewTags([]string{"x"}), nil, 0)
+	var window wire.Window
+	if cfg.Inflating != nil {
+		window = 15
+		cfg.Deflated = cfg.Wire
+		cfg.Deflated.Deflate = &wire.Deflate{Level: 1}
+	}
+	b.s = New(b.owner, &cfg, NewTags([]string{"x"}), nil, window)
 	t.Cleanup(func() {
 		client.Close()
 		b.s.Cut()
