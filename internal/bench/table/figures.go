@@ -79,23 +79,23 @@ var wakeColumns = []column{
 var figures = []figure{
 	{
 		name: "idle", title: "Idle connections, one to a room",
-		args: "-mode idle -n 2000,6000,12000,18000 -gc", quick: "-mode idle -n 1000,4000,8000 -gc",
+		args: "-mode idle -n 2000,6000,12000,18000 -gc", quick: "-mode idle -n 1000,4000,8000 -gc -d 3s",
 		also: []string{"hibernate-http"}, columns: idleColumns,
 	}, {
 		name: "idle-100", title: "Idle connections, 100 to a room",
-		args: "-mode idle -n 2000,6000,12000,18000 -per-room 100 -gc", quick: "-mode idle -n 1000,4000,8000 -per-room 100 -gc",
+		args: "-mode idle -n 2000,6000,12000,18000 -per-room 100 -gc", quick: "-mode idle -n 1000,4000,8000 -per-room 100 -gc -d 3s",
 		also: []string{"hibernate-http"}, columns: idleColumns,
 	}, {
 		name: "idle-tagged", title: "Idle connections, one to a room, each with an attachment of 32 bytes and a tag of 16",
-		args: "-mode idle -n 2000,6000,12000,18000 -prefix /tagged/ -gc", quick: "-mode idle -n 1000,4000,8000 -prefix /tagged/ -gc",
+		args: "-mode idle -n 2000,6000,12000,18000 -prefix /tagged/ -gc", quick: "-mode idle -n 1000,4000,8000 -prefix /tagged/ -gc -d 3s",
 		only: []string{ours}, columns: idleColumns,
 	}, {
 		name: "idle-woken", title: "Idle connections, one to a room, after one message each",
-		args: "-mode idle -n 2000,6000,12000,18000 -touch -gc", quick: "-mode idle -n 1000,4000,8000 -touch -gc",
+		args: "-mode idle -n 2000,6000,12000,18000 -touch -gc", quick: "-mode idle -n 1000,4000,8000 -touch -gc -d 3s",
 		only: []string{floor, ours, "gnet", "gobwas-raw"}, columns: idleColumns,
 	}, {
 		name: "idle-flat", title: "Idle connections, few and many",
-		args: "-mode idle -n 1000,5000,9000,13500,18000 -gc", quick: "-mode idle -n 1000,2500,4500,6500,8000 -gc",
+		args: "-mode idle -n 1000,5000,9000,13500,18000 -gc", quick: "-mode idle -n 1000,2500,4500,6500,8000 -gc -d 3s",
 		only: []string{floor, ours, "hibernate-http"},
 		columns: []column{
 			{key: "lower_gc_slope_B", title: "B/connection, lower half", better: lower},

@@ -42,7 +42,7 @@ func report(d *data) string {
 	var b strings.Builder
 	a := d.About
 	if a.Quick {
-		b.WriteString("**A quick look, not a measurement**: short runs, few connections.\n\n")
+		b.WriteString("**A quick look, not a measurement**: short runs, fewer connections than the titles say, and whatever else the machine was doing.\n\n")
 	}
 	fmt.Fprintf(&b, "%s, commit %s, %s. %s. Medians of %s, %s measured each; load average before: %s.\n",
 		a.Date, a.Commit, a.Go, a.Machine, plural(a.Rounds, "interleaved round"), a.Measure, a.Load)
