@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,8 +22,8 @@ import (
 
 // TestMain lets the test binary be the hostile clients, in a process of their own.
 func TestMain(m *testing.M) {
-	if addrs := os.Getenv("HOSTILE_ATTACK"); addrs != "" {
-		besiege(strings.Split(addrs, ","))
+	if doors := os.Getenv("HOSTILE_DOORS"); doors != "" {
+		besiege(strings.Split(doors, ","))
 		return
 	}
 	leak.Main(m)
@@ -31,28 +32,81 @@ func TestMain(m *testing.M) {
 // rooms is in how many rooms the honest clients are. The hostile ones join them.
 const rooms = 4
 
-// assault runs n attackers of each kind at each of the doors until ctx ends, and
-// returns how often each kind attacked.
-func assault(ctx context.Context, doors []string, n int) map[string]*atomic.Int64 {
-	times := map[string]*atomic.Int64{}
+// besiege attacks until standard input ends, with as many clients of each kind at
+// each door as HOSTILE_EACH says. It prints a line when it begins, and then how often
+// each kind has attacked.
+func besiege(doors []string) {
+	each, err := strconv.Atoi(os.Getenv("HOSTILE_EACH"))
+	if err != nil {
+		panic(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	fmt.Println("begun")
+	times := make([]atomic.Int64, len(kinds))
 	var wg sync.WaitGroup
-	for _, k := range kinds {
-		count := new(atomic.Int64)
-		times[k.name] = count
+	for k := range kinds {
 		for _, addr := range doors {
-			for i := range n {
-				wg.Go(func() { count.Add(int64(attack(ctx, k, addr, roomPath(i%rooms)))) })
+			for i := range each {
+				wg.Go(func() { times[k].Add(int64(attack(ctx, kinds[k], addr, roomPath(i%rooms)))) })
 			}
 		}
 	}
 	wg.Wait()
-	return times
+	for k := range times {
+		fmt.Println(times[k].Load())
+	}
+}
+
+// siege has a process of its own besiege s, until the function it returns is called,
+// which tells how often each kind has attacked.
+func siege(tb testing.TB, s *server, each int) (end func() []int) {
+	tb.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "HOSTILE_DOORS="+strings.Join(s.doors, ","), fmt.Sprintf("HOSTILE_EACH=%d", each))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	lines.Scan()
+	end = sync.OnceValue(func() (times []int) {
+		in.Close()
+		for lines.Scan() {
+			n, err := strconv.Atoi(lines.Text())
+			if err != nil {
+				tb.Error(err)
+			}
+			times = append(times, n)
+		}
+		if err := cmd.Wait(); err != nil || len(times) != len(kinds) {
+			tb.Errorf("the hostile clients tell %v and end with %v", times, err)
+		}
+		return times
+	})
+	tb.Cleanup(func() { end() })
+	return end
 }
 
 func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
-	each, d := 3, 2*time.Second
+	each, d := 4, 2*time.Second
 	if os.Getenv("HIBERNATE_SLOW") != "" {
-		each, d = 40, time.Minute
+		each, d = 16, time.Minute
 	}
 	s := serve(t)
 	c := gather(t, s, 32, rooms)
@@ -62,17 +116,17 @@ func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
 	employ(t, s)
 	before := measure(t, s, len(c))
 
+	end := siege(t, s, each)
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
-	var times map[string]*atomic.Int64
 	var visits int
 	var slowest time.Duration
 	var visitErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { times = assault(ctx, s.doors, each) })
 	wg.Go(func() { visits, slowest, visitErr = comeAndGo(ctx, s) })
 	err := c.talk(ctx)
 	wg.Wait()
+	times := end()
 	if err == nil {
 		err = c.heard(rooms, len(s.doors))
 	}
@@ -88,10 +142,10 @@ func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
 	if longest > patience || slowest > patience {
 		t.Errorf("an honest client waited for %v, a visitor for %v", longest, slowest)
 	}
-	attacks := int64(0)
-	for name, n := range times {
-		if attacks += n.Load(); n.Load() < int64(each) {
-			t.Errorf("%s: only %d attacks", name, n.Load())
+	attacks := 0
+	for k, n := range times {
+		if attacks += n; n < each {
+			t.Errorf("%s: only %d attacks", kinds[k].name, n)
 		}
 	}
 	t.Logf("%d attacks of %d kinds by %d clients; %d honest messages, the slowest took %v; %d visits, the slowest took %v",
@@ -179,17 +233,6 @@ func descriptors() int {
 	return len(entries)
 }
 
-// besiege attacks until standard input ends.
-func besiege(doors []string) {
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		cancel()
-	}()
-	fmt.Println("begun")
-	assault(ctx, doors, 4)
-}
-
 // BenchmarkEchoBesideHostileClients is one message and its echo, for one of 32
 // honest clients that take turns, alone and beside hostile clients in another
 // process.
@@ -203,7 +246,8 @@ func BenchmarkEchoBesideHostileClients(b *testing.B) {
 			s := serve(b)
 			c := gather(b, s, 32, rooms)
 			if hostile {
-				siege(b, s)
+				siege(b, s, 4)
+				time.Sleep(2 * time.Second) // the attack is under way; nothing tells when all have begun
 			}
 			took := make([]time.Duration, 0, b.N)
 			for b.Loop() {
@@ -223,37 +267,4 @@ func BenchmarkEchoBesideHostileClients(b *testing.B) {
 			}
 		})
 	}
-}
-
-// siege starts the hostile clients, and ends them with the benchmark.
-func siege(b *testing.B, s *server) {
-	b.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), "HOSTILE_ATTACK="+strings.Join(s.doors, ","))
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Error(err)
-		}
-	})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		b.Fatal(err)
-	}
-	time.Sleep(2 * time.Second) // the attack is under way; it has no end to wait for
 }

@@ -74,7 +74,7 @@ func serve(tb testing.TB) *server {
 	tb.Cleanup(func() { rt.Close() })
 	ns, err := hibernate.Register(rt, "Room", func(_ context.Context, s *hibernate.State) (*room, error) {
 		return &room{state: s}, nil
-	}, &hibernate.ClassOptions{CloseTimeout: 500 * time.Millisecond})
+	}, &hibernate.ClassOptions{CloseTimeout: 500 * time.Millisecond, Compression: true})
 	if err != nil {
 		tb.Fatal(err)
 	}
