@@ -46,10 +46,10 @@ type idleResult struct {
 	Descriptors int     `json:"fds"`
 	IdleCPU     float64 `json:"idle_cpu_pct"` // of one core, with all connections
 
-	// From the first point to the last.
-	GoroutineGrowth int   `json:"goroutine_growth"`
-	Goroutines      int   `json:"goroutines"`
-	InMemory        int64 `json:"in_memory"`
+	// What the server tells, if it is asked. Growth is from the first point to the last.
+	GoroutineGrowth *int  `json:"goroutine_growth,omitempty"`
+	Goroutines      int   `json:"goroutines,omitempty"`
+	InMemory        int64 `json:"in_memory,omitempty"`
 }
 
 // idle samples the memory of a server whose connections say nothing.
@@ -102,7 +102,7 @@ func idle(c *config) (any, error) {
 	anon := func(p sample) int64 { return p.Anon }
 	anonGC := func(p sample) int64 { return p.AnonGC }
 	first, last, middle := points[0], points[len(points)-1], len(points)/2
-	return idleResult{
+	r := idleResult{
 		N: last.N, Rooms: c.room(last.N-1) + 1, Dead: l.dead, Points: points,
 		AnonSlope:   slope(points, anon),
 		AnonGCSlope: slope(points, anonGC),
@@ -110,11 +110,15 @@ func idle(c *config) (any, error) {
 		LowerSlope:  slope(points[:middle+1], anonGC),
 		UpperSlope:  slope(points[middle:], anonGC),
 		AnonBase:    base.Anon, RSS: last.RSS, Threads: last.Threads, Descriptors: last.Descriptors,
-		IdleCPU:         thousandth(passed.cores() * 100),
-		GoroutineGrowth: last.Goroutines - first.Goroutines,
-		Goroutines:      last.Goroutines,
-		InMemory:        last.InMemory,
-	}, nil
+		IdleCPU:    thousandth(passed.cores() * 100),
+		Goroutines: last.Goroutines,
+		InMemory:   last.InMemory,
+	}
+	if c.stats {
+		growth := last.Goroutines - first.Goroutines
+		r.GoroutineGrowth = &growth
+	}
+	return r, nil
 }
 
 // touch says one thing on each of conns, 64 at a time, and awaits the answers.

@@ -126,7 +126,7 @@ func TestIdleCountsConnectionsAndObjects(t *testing.T) {
 	c := short(s, "idle")
 	c.counts, c.perRoom, c.prefix, c.touch, c.stats = []int{20, 40, 60}, 10, "/tagged/", true, true
 	r := measure[idleResult](t, c)
-	if r.N != 60 || r.Rooms != 6 || r.Dead != 0 || len(r.Points) != 3 || r.InMemory != 0 || r.Points[2].Asleep != 6 || r.Goroutines == 0 || r.GoroutineGrowth > 5 {
+	if r.N != 60 || r.Rooms != 6 || r.Dead != 0 || len(r.Points) != 3 || r.InMemory != 0 || r.Points[2].Asleep != 6 || r.Goroutines == 0 || *r.GoroutineGrowth > 5 {
 		t.Errorf("idle: %+v", r)
 	}
 	if d := r.Points[2].Descriptors - r.Points[0].Descriptors; d != 40 {
