@@ -81,18 +81,18 @@ func TestKillUnderLoad(t *testing.T) {
 		p := start(t, "127.0.0.1:0", dir, "10s")
 		for i := range before {
 			if i%talkersPerRoom == 0 {
-				a, u, s := verifyRoom(t, p.url, before[i:i+talkersPerRoom])
+				a, u, s := verifyRoom(t, p.URL, before[i:i+talkersPerRoom])
 				acknowledged, unknown, survived = acknowledged+a, unknown+u, survived+s
 			}
 		}
 		if round == rounds {
-			p.kill()
+			p.Kill()
 			break
 		}
 		before = nil
 		for i := range talkerRooms * talkersPerRoom {
 			room := fmt.Sprintf("round-%d-%d", round, i/talkersPerRoom)
-			before = append(before, &talker{client: enter(t, p.url, room, "Talker"), room: room, number: i % talkersPerRoom})
+			before = append(before, &talker{client: enter(t, p.URL, room, "Talker"), room: room, number: i % talkersPerRoom})
 		}
 		var heard atomic.Int64
 		enough := 1 + rand.Int64N(talkerRooms*maxHistory-200)
@@ -108,7 +108,7 @@ func TestKillUnderLoad(t *testing.T) {
 			})
 		}
 		<-killed
-		p.kill()
+		p.Kill()
 		wg.Wait()
 	}
 	t.Logf("%d kills, %d messages acknowledged, none lost, none doubled; of %d others under way %d were stored", rounds, acknowledged, unknown, survived)

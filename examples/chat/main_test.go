@@ -1,30 +1,27 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hibernate-go/hibernate/examples/internal/exampletest"
 	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
 // TestMain lets the test binary be the chat, so that a test can kill it.
 func TestMain(m *testing.M) {
-	if os.Getenv("CHAT_RUN_MAIN") != "" {
-		main()
-		return
+	if !exampletest.RunMain(main) {
+		leak.Main(m)
 	}
-	leak.Main(m)
 }
 
 func TestBadRequestsAreAnsweredClearly(t *testing.T) {
@@ -97,7 +94,7 @@ func TestAcknowledgedMessageSurvivesKill(t *testing.T) {
 		p := start(t, "127.0.0.1:0", dir, "10s")
 		if round > 0 {
 			room := fmt.Sprint("round-", round-1)
-			found := texts(enter(t, p.url, room, "Reader").history)
+			found := texts(enter(t, p.URL, room, "Reader").history)
 			for _, text := range before {
 				if !slices.Contains(found, text) {
 					t.Fatalf("%s: %q was acknowledged and is gone; the room has %q", room, text, found)
@@ -107,10 +104,10 @@ func TestAcknowledgedMessageSurvivesKill(t *testing.T) {
 			before = nil
 		}
 		if round == rounds {
-			p.kill()
+			p.Kill()
 			break
 		}
-		c := enter(t, p.url, fmt.Sprint("round-", round), "Writer")
+		c := enter(t, p.URL, fmt.Sprint("round-", round), "Writer")
 		for i := range maxHistory - 1 { // all that the history can hold, at once
 			c.say(fmt.Sprint("c", i), fmt.Sprintf("message %d of round %d", i, round))
 		}
@@ -125,7 +122,7 @@ func TestAcknowledgedMessageSurvivesKill(t *testing.T) {
 			}
 			before = append(before, o.Line.Text)
 			if len(before) == 1+round*7%60 {
-				p.kill()
+				p.Kill()
 			}
 		}
 		if len(before) == 0 {
@@ -138,14 +135,14 @@ func TestAcknowledgedMessageSurvivesKill(t *testing.T) {
 func TestHistorySurvivesRestart(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, "127.0.0.1:0", dir, "10s")
-	ann := enter(t, p.url, "garden", "Ann")
+	ann := enter(t, p.URL, "garden", "Ann")
 	ann.say("a", "Remember this.")
 	ann.line()
 	ann.conn.Close() // nobody whose answer to a Close would be waited for
-	p.interrupt()
+	p.Interrupt()
 
-	p = start(t, p.addr(), dir, "10s") // the same port is free again
-	if got := texts(enter(t, p.url, "garden", "Ben").history); !slices.Equal(got, []string{"Remember this."}) {
+	p = start(t, p.Addr(), dir, "10s") // the same port is free again
+	if got := texts(enter(t, p.URL, "garden", "Ben").history); !slices.Equal(got, []string{"Remember this."}) {
 		t.Fatalf("history: %q", got)
 	}
 }
@@ -154,10 +151,10 @@ func TestHistorySurvivesRestart(t *testing.T) {
 // and a connection on which nothing has come.
 func TestInterruptEndsInTime(t *testing.T) {
 	p := start(t, "127.0.0.1:0", t.TempDir(), "1ms")
-	ann, ben := enter(t, p.url, "garden", "Ann"), enter(t, p.url, "cellar", "Ben")
-	asleep(t, p.url, "garden")
+	ann, ben := enter(t, p.URL, "garden", "Ann"), enter(t, p.URL, "cellar", "Ben")
+	asleep(t, p.URL, "garden")
 	for _, sent := range []string{"", "GET / HTTP/1.1\r\nHost:"} {
-		conn, err := net.Dial("tcp", p.addr())
+		conn, err := net.Dial("tcp", p.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +163,7 @@ func TestInterruptEndsInTime(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.interrupt()
+	p.Interrupt()
 	for _, c := range []*client{ann, ben} {
 		if _, err := c.tryRead(); err == nil {
 			t.Fatal("a connection outlived the server")
@@ -177,7 +174,7 @@ func TestInterruptEndsInTime(t *testing.T) {
 func TestSecondServerInTheSameDirectoryFails(t *testing.T) {
 	dir := t.TempDir()
 	start(t, "127.0.0.1:0", dir, "10s")
-	out, err := command("127.0.0.1:0", dir, "10s").CombinedOutput()
+	out, err := exampletest.Command("-addr", "127.0.0.1:0", "-dir", dir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), dir) {
 		t.Fatalf("the second server: %v, %q; want a failure that names %s", err, out, dir)
 	}
@@ -199,7 +196,7 @@ func TestSleepingRoomsHoldNoGoroutine(t *testing.T) {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
-			get(t, p.url+"/stats", &s)
+			get(t, p.URL+"/stats", &s)
 			if s.Runtime.ObjectsInMemory == 0 && s.Runtime.Sockets == sockets {
 				return s
 			}
@@ -208,11 +205,11 @@ func TestSleepingRoomsHoldNoGoroutine(t *testing.T) {
 		return s
 	}
 
-	first := enter(t, p.url, "first", "Ann") // what starts with the first room is not counted
+	first := enter(t, p.URL, "first", "Ann") // what starts with the first room is not counted
 	before := settled(1)
 	clients := make([]*client, rooms)
 	for i := range clients {
-		clients[i] = dial(t, p.url, fmt.Sprint("room-", i))
+		clients[i] = dial(t, p.URL, fmt.Sprint("room-", i))
 		clients[i].send(input{Type: "hello", Member: Member{Name: "Ann"}})
 	}
 	for _, c := range clients {
@@ -235,76 +232,8 @@ func TestSleepingRoomsHoldNoGoroutine(t *testing.T) {
 	}
 }
 
-// A process is a chat server that can be killed.
-type process struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	url  string
-	done chan error // its end
-}
-
-func command(addr, dir, idle string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], "-addr", addr, "-dir", dir, "-idle", idle)
-	cmd.Env = append(os.Environ(), "CHAT_RUN_MAIN=1")
-	return cmd
-}
-
-func start(t *testing.T, addr, dir, idle string) *process {
+// start runs the chat as a process of its own.
+func start(t *testing.T, addr, dir, idle string) *exampletest.Process {
 	t.Helper()
-	cmd := command(addr, dir, idle)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{t: t, cmd: cmd, done: make(chan error, 1)}
-	r := bufio.NewReader(out)
-	line, err := r.ReadString('\n')
-	for _, word := range strings.Fields(line) {
-		if strings.HasPrefix(word, "http://") {
-			p.url = strings.TrimSuffix(word, "/")
-		}
-	}
-	go func() {
-		_, _ = io.Copy(io.Discard, r)
-		p.done <- cmd.Wait()
-		close(p.done)
-	}()
-	t.Cleanup(p.kill)
-	if p.url == "" {
-		t.Fatalf("the chat printed no URL: %q, %v", line, err)
-	}
-	return p
-}
-
-func (p *process) addr() string { return strings.TrimPrefix(p.url, "http://") }
-
-// kill is kill -9, and waits until the process is gone. A second call does nothing.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	<-p.done
-	http.DefaultClient.CloseIdleConnections()
-}
-
-// interrupt is Ctrl-C, and checks that the program ends in time with status 0.
-func (p *process) interrupt() {
-	p.t.Helper()
-	if runtime.GOOS == "windows" {
-		p.t.Skip("a process cannot be interrupted here")
-	}
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
-		p.t.Fatal(err)
-	}
-	select {
-	case err := <-p.done:
-		if err != nil {
-			p.t.Fatalf("the chat ended with %v", err)
-		}
-	case <-time.After(5 * time.Second):
-		p.t.Fatal("the chat did not end within 5 s of an interrupt")
-	}
-	http.DefaultClient.CloseIdleConnections()
+	return exampletest.Start(t, "-addr", addr, "-dir", dir, "-idle", idle)
 }

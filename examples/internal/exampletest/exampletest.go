@@ -40,15 +40,20 @@ type Process struct {
 	cmd  *exec.Cmd
 	done chan error // its end
 
-	URL string // the first that it printed, without the slash at the end
-	Out string // all that it printed on that line
+	URL string // the one that it printed first, without the slash at the end
 }
 
-// Start runs this test binary as the example it tests: its TestMain calls [RunMain].
-func Start(t *testing.T, flags ...string) *Process {
-	t.Helper()
+// Command is this test binary as the example it tests: its TestMain calls [RunMain].
+func Command(flags ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], flags...)
 	cmd.Env = append(os.Environ(), runMain+"=1")
+	return cmd
+}
+
+// Start runs [Command] until the end of the test.
+func Start(t *testing.T, flags ...string) *Process {
+	t.Helper()
+	cmd := Command(flags...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -60,7 +65,6 @@ func Start(t *testing.T, flags ...string) *Process {
 	p := &Process{t: t, cmd: cmd, done: make(chan error, 1)}
 	r := bufio.NewReader(out)
 	line, err := r.ReadString('\n')
-	p.Out = strings.TrimSpace(line)
 	for _, word := range strings.Fields(line) {
 		if strings.HasPrefix(word, "http") {
 			p.URL = strings.TrimSuffix(word, "/")
