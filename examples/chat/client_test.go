@@ -138,13 +138,6 @@ func (c *client) text(s string) {
 	}
 }
 
-func (c *client) frame(f ws.Frame) {
-	c.t.Helper()
-	if err := ws.WriteFrame(c.conn, ws.MaskFrame(f)); err != nil {
-		c.t.Fatalf("write: %v", err)
-	}
-}
-
 func (c *client) say(cid, text string) {
 	c.t.Helper()
 	c.send(input{Type: "say", ClientID: cid, Text: text})

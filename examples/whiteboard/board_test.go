@@ -1,10 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/hibernate-go/hibernate"
 	"github.com/hibernate-go/hibernate/examples/internal/exampletest"
+	"github.com/hibernate-go/hibernate/hibernatetest"
 	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
@@ -23,132 +24,160 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// boards runs a test twice: with boards that stay in memory, and with boards that are constructed anew
+// before each event, so that nobody relies on a field of Board.
+func boards(t *testing.T, test func(t *testing.T, k *hibernatetest.Kit)) {
+	for name, evict := range map[string]bool{"stay": false, "evicted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, serve(t, evict))
+		})
+	}
+}
+
+func serve(t *testing.T, evict bool) *hibernatetest.Kit {
+	return hibernatetest.New(t, routes, &hibernatetest.Options{EvictEveryTurn: evict, Runtime: hibernate.Options{Limits: limits}})
+}
+
 // TestBoardHibernatesAndWakesWithItsStrokes is the example in one test.
 func TestBoardHibernatesAndWakesWithItsStrokes(t *testing.T) {
-	srv := serve(t, 50*time.Millisecond)
-	ann, ben := enter(t, srv, "garden", "Ann"), enter(t, srv, "garden", "Ben")
-	if got := exampletest.Next[output](ann.Client, "joined").Guest.Name; got != "Ben" {
-		t.Fatalf("%q joined", got)
-	}
-	ann.draw("a1", 10, 10, 20, 20)
-	for _, g := range []*guest{ann, ben} {
-		if s := g.stroke(); s.ID != "a1" || !slices.Equal(s.Points, []int16{10, 10, 20, 20}) {
+	boards(t, func(t *testing.T, k *hibernatetest.Kit) {
+		garden := k.Object("Board", "garden")
+		ann, ben := enter(t, k, "garden", "Ann"), enter(t, k, "garden", "Ben")
+		if got := ann.next("joined").Guest.Name; got != "Ben" {
+			t.Fatalf("%q joined", got)
+		}
+		ann.draw("a1", 10, 10, 20, 20)
+		for _, g := range []*guest{ann, ben} {
+			if s := g.stroke(); s.ID != "a1" || !slices.Equal(s.Points, []int16{10, 10, 20, 20}) {
+				t.Fatalf("got %+v", s)
+			}
+		}
+		k.Advance(time.Minute)
+		k.AssertHibernated(garden)
+		ben.draw("b1", 30, 30)
+		if s := ann.stroke(); s.ID != "b1" {
 			t.Fatalf("got %+v", s)
 		}
-	}
 
-	exampletest.Until(t, "the board hibernates", func() bool { return !srv.state("garden").InMemory })
-	before := srv.state("garden").Constructed
-	ben.draw("b1", 30, 30)
-	if s := ann.stroke(); s.ID != "b1" {
-		t.Fatalf("got %+v", s)
-	}
-	if now := srv.state("garden").Constructed; now != before+1 {
-		t.Fatalf("constructed %d times before the stroke and %d after it", before, now)
-	}
-
-	// The attachments tell the new instance who is here, and storage what was drawn.
-	cat := enter(t, srv, "garden", "Cat")
-	if got := names(cat.welcome.Guests); !slices.Equal(got, []string{"Ann", "Ben", "Cat"}) {
-		t.Fatalf("guests: %q", got)
-	}
-	if got := cat.strokes(2); !slices.Equal(got, []string{"a1", "b1"}) {
-		t.Fatalf("strokes: %q", got)
-	}
+		// The attachments tell the new instance who is here, and storage what was drawn.
+		cat := enter(t, k, "garden", "Cat")
+		if got := names(cat.welcome.Guests); !slices.Equal(got, []string{"Ann", "Ben", "Cat"}) {
+			t.Fatalf("guests: %q", got)
+		}
+		if got := cat.strokes(2); !slices.Equal(got, []string{"a1", "b1"}) {
+			t.Fatalf("strokes: %q", got)
+		}
+		k.Restart() // what somebody has seen is on disk
+		if got := enter(t, k, "garden", "Ann").strokes(2); !slices.Equal(got, []string{"a1", "b1"}) {
+			t.Fatalf("strokes after a restart: %q", got)
+		}
+	})
 }
 
 // TestCursorsAreMemoryAlone: a newcomer sees where they are, unless the board has slept.
 func TestCursorsAreMemoryAlone(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann, ben := enter(t, srv, "garden", "Ann"), enter(t, srv, "garden", "Ben")
-	exampletest.Next[output](ann.Client, "joined")
-	ann.Send(input{Type: "cursor", Trail: []int16{1, 2, 3, 4}, Drawing: true})
-	if o := exampletest.Next[output](ben.Client, "cursor"); o.Who != ann.welcome.You || !slices.Equal(o.Trail, []int16{1, 2, 3, 4}) || !o.Drawing {
+	t.Parallel()
+	k := serve(t, false)
+	ann, ben := enter(t, k, "garden", "Ann"), enter(t, k, "garden", "Ben")
+	ann.next("joined")
+	ann.send(input{Type: "cursor", Trail: []int16{1, 2, 3, 4}, Drawing: true})
+	if o := ben.next("cursor"); o.Who != ann.welcome.You || !slices.Equal(o.Trail, []int16{1, 2, 3, 4}) || !o.Drawing {
 		t.Fatalf("got %+v", o)
 	}
-	cat := enter(t, srv, "garden", "Cat")
-	if o := exampletest.Next[output](cat.Client, "cursor"); o.Who != ann.welcome.You || !slices.Equal(o.Trail, []int16{3, 4}) {
+	cat := enter(t, k, "garden", "Cat")
+	if o := cat.next("cursor"); o.Who != ann.welcome.You || !slices.Equal(o.Trail, []int16{3, 4}) {
 		t.Fatalf("got %+v", o)
 	}
-	commits := srv.rt.Stats().Commits
-	ann.Send(input{Type: "cursor", Trail: []int16{5, 6}})
-	exampletest.Next[output](cat.Client, "cursor")
-	if now := srv.rt.Stats().Commits; now != commits {
+	commits := k.Runtime().Stats().Commits
+	ann.send(input{Type: "cursor", Trail: []int16{5, 6}})
+	cat.next("cursor")
+	if now := k.Runtime().Stats().Commits; now != commits {
 		t.Fatalf("a cursor made %d commits", now-commits)
 	}
-	srv.evict()
-	dan := enter(t, srv, "garden", "Dan")
-	dan.draw("d1", 1, 1)
-	if s := dan.stroke(); s.ID != "d1" { // and no cursor before it
-		t.Fatalf("got %+v", s)
-	}
+	k.EvictAll()
+	enter(t, k, "garden", "Dan").ExpectNothing()
 }
 
 // TestStrokesAreStoredInBatches, so that a wake reads few values however much was drawn.
 func TestStrokesAreStoredInBatches(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann := enter(t, srv, "garden", "Ann")
-	points := make([]int16, 2*maxStroke)
-	const strokes = 2*batchPoints/maxStroke + 1 // two full batches and a begun one
-	for i := range strokes {
-		ann.draw(fmt.Sprint("s", i), points...)
-		ann.stroke()
-	}
-	srv.evict()
-	ben := enter(t, srv, "garden", "Ben")
-	for _, want := range []int{batchPoints / maxStroke, batchPoints / maxStroke, 1} {
-		if got := len(exampletest.Next[output](ben.Client, "strokes").Strokes); got != want {
-			t.Fatalf("a batch of %d strokes, want %d", got, want)
+	boards(t, func(t *testing.T, k *hibernatetest.Kit) {
+		ann := enter(t, k, "garden", "Ann")
+		points := make([]int16, 2*maxStroke)
+		const strokes = 2*batchPoints/maxStroke + 1 // two full batches and a begun one
+		for i := range strokes {
+			ann.draw(fmt.Sprint("s", i), points...)
+			ann.stroke()
 		}
-	}
+		k.EvictAll()
+		ben := enter(t, k, "garden", "Ben")
+		for _, want := range []int{batchPoints / maxStroke, batchPoints / maxStroke, 1} {
+			if got := len(ben.next("strokes").Strokes); got != want {
+				t.Fatalf("a batch of %d strokes, want %d", got, want)
+			}
+		}
+	})
 }
 
 func TestClearedBoardStaysEmpty(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann := enter(t, srv, "garden", "Ann")
-	for i := range 3 {
-		ann.draw(fmt.Sprint("s", i), make([]int16, 2*maxStroke)...)
+	boards(t, func(t *testing.T, k *hibernatetest.Kit) {
+		ann := enter(t, k, "garden", "Ann")
+		const strokes = batchPoints/maxStroke + 2 // more than a batch
+		for i := range strokes {
+			ann.draw(fmt.Sprint("s", i), make([]int16, 2*maxStroke)...)
+			ann.stroke()
+		}
+		ann.send(input{Type: "clear"})
+		ann.next("cleared")
+		k.EvictAll()
+		enter(t, k, "garden", "Ben").ExpectNothing()
+		ann.next("joined")
+		ann.draw("new", 1, 1)
 		ann.stroke()
-	}
-	ann.Send(input{Type: "clear"})
-	exampletest.Next[output](ann.Client, "cleared")
-	srv.evict()
-	ann.draw("new", 1, 1)
-	ann.stroke()
-	if got := enter(t, srv, "garden", "Ben").strokes(1); !slices.Equal(got, []string{"new"}) {
-		t.Fatalf("strokes: %q", got)
-	}
+		if got := enter(t, k, "garden", "Cat").strokes(1); !slices.Equal(got, []string{"new"}) {
+			t.Fatalf("strokes: %q", got)
+		}
+	})
 }
 
 func TestResentStrokeIsStoredOnce(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann := enter(t, srv, "garden", "Ann")
-	ann.draw("same", 1, 1)
-	ann.stroke()
-	srv.evict()
-	ann.draw("same", 1, 1)
-	ann.stroke()
-	ann.draw("next", 1, 1)
-	ann.stroke()
-	if got := enter(t, srv, "garden", "Ben").strokes(2); !slices.Equal(got, []string{"same", "next"}) {
-		t.Fatalf("strokes: %q", got)
-	}
+	boards(t, func(t *testing.T, k *hibernatetest.Kit) {
+		ann := enter(t, k, "garden", "Ann")
+		for _, id := range []string{"same", "same", "next", "same"} {
+			ann.draw(id, 1, 1)
+			ann.stroke()
+		}
+		ben := enter(t, k, "garden", "Ben")
+		if got := ben.strokes(2); !slices.Equal(got, []string{"same", "next"}) {
+			t.Fatalf("strokes: %q", got)
+		}
+		ben.ExpectNothing()
+	})
 }
 
 func TestLeavingIsToldToTheOthers(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann, ben := enter(t, srv, "garden", "Ann"), enter(t, srv, "garden", "Ben")
-	exampletest.Next[output](ann.Client, "joined")
-	srv.evict()
-	ben.Drop()
-	if got := exampletest.Next[output](ann.Client, "left").Guest; got.Name != "Ben" || got.ID != ben.welcome.You {
-		t.Fatalf("%+v left", got)
+	for how, leave := range map[string]func(*guest){
+		"close":          func(g *guest) { g.Close(1000, "") },
+		"drop":           func(g *guest) { g.Drop() },
+		"protocol error": func(g *guest) { g.Send(strings.Repeat("a", maxInput+1)) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			boards(t, func(t *testing.T, k *hibernatetest.Kit) {
+				ann, ben := enter(t, k, "garden", "Ann"), enter(t, k, "garden", "Ben")
+				ann.next("joined")
+				leave(ben)
+				if got := ann.next("left").Guest; got.Name != "Ben" || got.ID != ben.welcome.You {
+					t.Fatalf("%+v left", got)
+				}
+			})
+		})
 	}
 }
 
 // TestRefusals says what is wrong, to the sender alone, and the connection goes on.
 func TestRefusals(t *testing.T) {
-	srv := serve(t, time.Hour)
+	t.Parallel()
+	k := serve(t, true)
 	stroke := func(change func(*Stroke)) input {
 		s := Stroke{ID: "x", Pen: 1, Points: []int16{1, 1}}
 		change(&s)
@@ -175,9 +204,9 @@ func TestRefusals(t *testing.T) {
 		"pen of no thickness": {stroke(func(s *Stroke) { s.Pen = 0 }), "pens 1 to"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := enter(t, srv, name, "Ann")
-			g.Send(c.send)
-			if got := exampletest.Next[output](g.Client, "error"); !strings.Contains(got.Text, c.want) {
+			g := enter(t, k, name, "Ann")
+			g.send(c.send)
+			if got := g.next("error"); !strings.Contains(got.Text, c.want) {
 				t.Fatalf("the answer is %q", got.Text)
 			}
 			g.draw("fine", 1, 1)
@@ -185,30 +214,32 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	t.Run("before hello", func(t *testing.T) {
-		c := exampletest.Dial(t, srv.socket("garden", "Ann"), nil)
-		c.Send(input{Type: "stroke", Stroke: Stroke{ID: "x", Pen: 1, Points: []int16{1, 1}}})
-		if got := exampletest.Next[output](c, "error"); got.ID != "x" || !strings.Contains(got.Text, "hello") {
+		g := dial(t, k, "garden", "Ann")
+		g.send(input{Type: "stroke", Stroke: Stroke{ID: "x", Pen: 1, Points: []int16{1, 1}}})
+		if got := g.next("error"); got.ID != "x" || !strings.Contains(got.Text, "hello") {
 			t.Fatalf("got %+v", got)
 		}
 	})
 }
 
 func TestFullBoardSaysSo(t *testing.T) {
-	srv := serve(t, time.Hour)
-	ann := enter(t, srv, "garden", "Ann")
+	t.Parallel()
+	k := serve(t, false)
+	ann := enter(t, k, "garden", "Ann")
 	points := make([]int16, 2*maxStroke)
 	for i := range maxPoints / maxStroke {
 		ann.draw(fmt.Sprint("s", i), points...)
 		ann.stroke()
 	}
 	ann.draw("over", 1, 1)
-	if got := exampletest.Next[output](ann.Client, "error"); got.ID != "over" || !strings.Contains(got.Text, "full") {
+	if got := ann.next("error"); got.ID != "over" || !strings.Contains(got.Text, "full") {
 		t.Fatalf("got %+v", got)
 	}
 }
 
 func TestBadRequestsAreAnsweredClearly(t *testing.T) {
-	srv := serve(t, time.Hour)
+	t.Parallel()
+	k := serve(t, false)
 	upgrade := map[string]string{
 		"Connection": "Upgrade", "Upgrade": "websocket",
 		"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
@@ -233,7 +264,7 @@ func TestBadRequestsAreAnsweredClearly(t *testing.T) {
 		{"nothing there", "/elsewhere", nil, http.StatusNotFound, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+c.path, nil)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, k.URL+c.path, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -265,15 +296,18 @@ func TestStrokesSurviveKillAndInterrupt(t *testing.T) {
 	var drawn []string
 	for i, end := range []func(*exampletest.Process){(*exampletest.Process).Kill, (*exampletest.Process).Interrupt, (*exampletest.Process).Kill} {
 		p := exampletest.Start(t, "-addr", "127.0.0.1:0", "-dir", dir)
-		srv := &server{URL: p.URL}
-		ann := enter(t, srv, "garden", "Ann")
-		if got := ann.strokes(len(drawn)); !slices.Equal(got, drawn) {
-			t.Fatalf("strokes %q, want %q", got, drawn)
+		c := exampletest.Dial(t, p.URL+socket("garden", "Ann"), nil)
+		c.Send(input{Type: "hello"})
+		exampletest.Next[output](c, "welcome")
+		if i > 0 {
+			if got := ids(exampletest.Next[output](c, "strokes").Strokes); !slices.Equal(got, drawn) {
+				t.Fatalf("strokes %q, want %q", got, drawn)
+			}
 		}
 		for j := range 3 {
 			id := fmt.Sprint("s", i, "-", j)
-			ann.draw(id, 1, 1, 2, 2)
-			ann.stroke()
+			c.Send(input{Type: "stroke", Stroke: Stroke{ID: id, Pen: 4, Points: []int16{1, 1, 2, 2}}})
+			exampletest.Next[output](c, "stroke")
 			drawn = append(drawn, id)
 		}
 		end(p)
@@ -282,88 +316,73 @@ func TestStrokesSurviveKillAndInterrupt(t *testing.T) {
 
 // ---- helpers ----
 
-// A server is the whiteboard's handler in this process.
-type server struct {
-	t   *testing.T
-	rt  *hibernate.Runtime // nil: it is another process
-	URL string
-}
-
-func serve(t *testing.T, idle time.Duration) *server {
-	t.Helper()
-	rt, err := hibernate.Open(t.TempDir(), &hibernate.Options{IdleTimeout: idle, Limits: limits})
-	if err != nil {
-		t.Fatal(err)
-	}
-	handler, err := routes(rt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(handler)
-	t.Cleanup(func() {
-		srv.Close()
-		if err := rt.Close(); err != nil {
-			t.Errorf("close the runtime: %v", err)
-		}
-	})
-	return &server{t, rt, srv.URL}
-}
-
-func (s *server) evict() {
-	s.t.Helper()
-	if err := s.rt.EvictAll(s.t.Context()); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-type state struct {
-	Constructed uint64 `json:"constructed"`
-	InMemory    bool   `json:"inMemory"`
-}
-
-func (s *server) state(room string) state {
-	s.t.Helper()
-	return exampletest.Get[state](s.t, s.URL+"/state?room="+room)
-}
-
-func (s *server) socket(room, name string) string {
-	return s.URL + "/ws?" + url.Values{"room": {room}, "name": {name}}.Encode()
-}
-
-// A guest is a client that has said hello.
+// A guest is one connection. Its methods fail the test.
 type guest struct {
-	*exampletest.Client
+	*hibernatetest.Client
 	t       *testing.T
 	welcome output
 }
 
-func enter(t *testing.T, s *server, room, name string) *guest {
+func socket(room, name string) string {
+	return "/ws?" + url.Values{"room": {room}, "name": {name}}.Encode()
+}
+
+func dial(t *testing.T, k *hibernatetest.Kit, room, name string) *guest {
 	t.Helper()
-	g := &guest{Client: exampletest.Dial(t, s.socket(room, name), nil), t: t}
-	g.Send(input{Type: "hello"})
-	g.welcome = exampletest.Next[output](g.Client, "welcome")
+	return &guest{Client: k.Dial(socket(room, name)), t: t}
+}
+
+// enter dials and says hello.
+func enter(t *testing.T, k *hibernatetest.Kit, room, name string) *guest {
+	t.Helper()
+	g := dial(t, k, room, name)
+	g.send(input{Type: "hello"})
+	g.welcome = g.next("welcome")
 	return g
+}
+
+func (g *guest) send(v any) {
+	g.t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.Send(string(b))
+}
+
+// next returns the next message, which must be of this type.
+func (g *guest) next(typ string) (o output) {
+	g.t.Helper()
+	if m := g.Next(); json.Unmarshal(m.Data, &o) != nil || o.Type != typ {
+		g.t.Fatalf("got %.200s, want a %s", m.Text(), typ)
+	}
+	return o
 }
 
 func (g *guest) draw(id string, points ...int16) {
 	g.t.Helper()
-	g.Send(input{Type: "stroke", Stroke: Stroke{ID: id, Ink: 1, Pen: 4, Points: points}})
+	g.send(input{Type: "stroke", Stroke: Stroke{ID: id, Ink: 1, Pen: 4, Points: points}})
 }
 
 func (g *guest) stroke() Stroke {
 	g.t.Helper()
-	return *exampletest.Next[output](g.Client, "stroke").Stroke
+	return *g.next("stroke").Stroke
 }
 
 // strokes reads n strokes of the welcome and returns their IDs.
-func (g *guest) strokes(n int) (ids []string) {
+func (g *guest) strokes(n int) (got []string) {
 	g.t.Helper()
-	for len(ids) < n {
-		for _, s := range exampletest.Next[output](g.Client, "strokes").Strokes {
-			ids = append(ids, s.ID)
-		}
+	for len(got) < n {
+		got = append(got, ids(g.next("strokes").Strokes)...)
 	}
-	return ids
+	return got
+}
+
+func ids(strokes []Stroke) (s []string) {
+	for _, stroke := range strokes {
+		s = append(s, stroke.ID)
+	}
+	return s
 }
 
 func names(guests []Guest) (s []string) {
