@@ -120,7 +120,8 @@ func TestSilentPeersHoldUpNoGoodbye(t *testing.T) {
 	cancel()
 	err := outcome(t, ended)
 	var cut *hibernate.ShutdownError
-	if !errors.As(err, &cut) || cut.Cut != 396 {
+	if !errors.As(err, &cut) || cut.Cut < 396 || cut.Cut > 397 { // the last answer may not have been seen
+
 		t.Errorf("shutdown: %v", err)
 	}
 	if n := r.rt.Stats().Sockets; n != 0 {

@@ -24,7 +24,7 @@ var allowedImports = map[string][]string{
 	"hibernateprom":      {"."},
 	"inspect":            {"."},
 	"internal/accept":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},
-	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/socket", "internal/store", "internal/wire"},
+	"internal/registry":  {"internal/alarm", "internal/gate", "internal/limit", "internal/mutation", "internal/poll", "internal/socket", "internal/store", "internal/wire"},
 	"internal/seam":      {"internal/registry", "internal/store"},
 	"internal/socket":    {"internal/alarm", "internal/limit", "internal/poll", "internal/wire"},
 	"internal/store":     {"internal/mutation"},

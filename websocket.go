@@ -2,12 +2,10 @@ package hibernate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"unicode/utf8"
 
-	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/registry"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -92,6 +90,7 @@ func (ws WebSocket) turn(ctx context.Context) (*registry.Turn, error) {
 // An outlet is what output may go through: a turn, or WaitUntil work.
 type outlet interface {
 	Send(*socket.Socket, socket.Frame) error
+	SendAll([]*socket.Socket, socket.Frame) error
 	CloseSocket(*socket.Socket, socket.Frame) error
 }
 
@@ -141,6 +140,9 @@ func (ws WebSocket) Send(ctx context.Context, m Message) error {
 	kind, err := m.check()
 	if err != nil {
 		return err
+	}
+	if t, ok := out.(*registry.Turn); ok && ws.s.Window() == 0 && wire.FrameSize(len(m.Data)) <= socket.MaxCopied {
+		return t.SendMessage(ws.s, kind, m.Data)
 	}
 	return out.Send(ws.s, ws.s.Encode(kind, m.Data))
 }
@@ -235,25 +237,36 @@ func (s *State) Broadcast(ctx context.Context, m Message, o *BroadcastOptions) (
 		o = &BroadcastOptions{}
 	}
 	var frames [wire.Windows]socket.Frame
-	n := 0
+	var groups [wire.Windows][]*socket.Socket
 	var full error
-	for _, sock := range s.act.Object().Sockets(o.Tags) {
-		if slices.Contains(o.Except, WebSocket{sock}) || sock.ReadyState() != socket.Open {
+	n, first := 0, true
+	all := s.act.Object().Sockets(o.Tags)
+	for _, sock := range all {
+		if sock.ReadyState() != socket.Open || slices.Contains(o.Except, WebSocket{sock}) {
 			continue
 		}
-		f := &frames[sock.Window()]
-		if f.Bytes == nil {
-			*f = sock.Encode(kind, m.Data)
+		w := sock.Window()
+		if frames[w].Bytes == nil {
+			frames[w] = sock.Encode(kind, m.Data)
+			frames[w].Shared = true
+			if first { // most often there is one group, and it needs no memory of its own
+				groups[w], first = all[:0], false
+			}
 		}
-		if err := out.Send(sock, *f); err == ErrClosed {
-			continue
-		} else if le := (*LimitError)(nil); errors.As(err, &le) && le.Of(limit.SendQueue) {
+		if err := sock.Room(len(frames[w].Bytes)); err != nil {
 			full = err
 			continue
-		} else if err != nil {
-			return n, err
 		}
+		groups[w] = append(groups[w], sock)
 		n++
+	}
+	for w, group := range groups {
+		if len(group) == 0 {
+			continue
+		}
+		if err := out.SendAll(group, frames[w]); err != nil {
+			return 0, err
+		}
 	}
 	return n, full
 }

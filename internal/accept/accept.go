@@ -408,7 +408,7 @@ func (w *waiting) gone() {
 }
 
 // Input collects the head of the request.
-func (w *waiting) Input(p []byte) (more bool) {
+func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
 	in := p
 	if w.in != nil {
 		w.in = append(w.in, p...)
@@ -465,7 +465,7 @@ func (w *waiting) handOver(in []byte) {
 }
 
 // End forgets a connection that sent no request.
-func (w *waiting) End(error) {
+func (w *waiting) End(*poll.Worker, error) {
 	if !w.take() {
 		return
 	}

@@ -82,7 +82,7 @@ func (g *Gate[T]) Append(outs ...T) {
 }
 
 // TakeThrough is Append for output that may leave now. It reports whether it may;
-// then the caller must call PassThrough with outs, and nobody overtakes them.
+// then the caller must let outs go and call PassedThrough, and nobody overtakes them.
 func (g *Gate[T]) TakeThrough(outs []T) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -96,12 +96,8 @@ func (g *Gate[T]) TakeThrough(outs []T) bool {
 	return false
 }
 
-// PassThrough releases outs after TakeThrough has allowed it.
-func (g *Gate[T]) PassThrough(outs []T) {
-	for _, out := range outs {
-		g.release(out, nil)
-	}
-	g.released()
+// PassedThrough ends what TakeThrough has allowed.
+func (g *Gate[T]) PassedThrough() {
 	g.mu.Lock()
 	g.draining = false
 	g.drainLocked()

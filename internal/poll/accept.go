@@ -53,6 +53,6 @@ type accepting struct {
 	userTimeout int // milliseconds, to be set on each connection: a Multipath TCP listener has no such option; else 0
 }
 
-func (accepting) Input([]byte) bool { panic("poll: BUG: input of a listener") }
-func (accepting) End(error)         { panic("poll: BUG: end of a listener") }
-func (accepting) Writable()         { panic("poll: BUG: output of a listener") }
+func (accepting) Input(*Worker, []byte) bool { panic("poll: BUG: input of a listener") }
+func (accepting) End(*Worker, error)         { panic("poll: BUG: end of a listener") }
+func (accepting) Writable()                  { panic("poll: BUG: output of a listener") }

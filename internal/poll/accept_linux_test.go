@@ -68,9 +68,9 @@ type guest struct {
 	on    func(*guest) bool
 }
 
-func (g *guest) Input(p []byte) bool { g.input <- string(p); return g.on == nil || g.on(g) }
-func (g *guest) End(err error)       { g.input <- err.Error() }
-func (g *guest) Writable()           {}
+func (g *guest) Input(_ *Worker, p []byte) bool { g.input <- string(p); return g.on == nil || g.on(g) }
+func (g *guest) End(_ *Worker, err error)       { g.input <- err.Error() }
+func (g *guest) Writable()                      {}
 
 func (g *guest) expect(t *testing.T, want string) {
 	t.Helper()

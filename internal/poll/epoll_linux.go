@@ -47,27 +47,32 @@ type loop struct {
 
 	waits, events, controls atomic.Uint64
 	stopped                 atomic.Bool
+	worker                  atomic.Pointer[Worker] // whose goroutine runs the loop, or has run it last
+	watched                 atomic.Bool            // the watch ticks
+	wake                    chan struct{}          // has it tick
+	ended                   chan struct{}          // closed when the loop is over
 
-	// Touched only on the loop's goroutine.
-	buf     []byte
+	// Held with the worker's token.
 	fetched []unix.EpollEvent // the first n are new
 	n       int
 	waitErr error
-	ready   []ready // fetched and looked up
+	ready   []ready // fetched and looked up; from next on not served
+	next    int
 	more    []*Conn // their last read filled the buffer and it was others' turn
-	served  []*Conn // the previous more, empty, to be used again
 	emptied bool    // the Input that runs was given all there was
 }
 
 type ready struct {
 	c      *Conn
-	events uint32
+	events uint32 // of epoll, or readMore
 }
+
+const readMore = unix.EPOLLIN | unix.EPOLLRDHUP | 1<<27 // for a connection from loop.more; a bit that epoll does not report
 
 // start makes the loops.
 func (p *Poller) start(n int) error {
 	for range n {
-		l := &loop{p: p, buf: make([]byte, p.bufferSize), fetched: make([]unix.EpollEvent, maxEvents)}
+		l := &loop{p: p, fetched: make([]unix.EpollEvent, maxEvents), wake: make(chan struct{}, 1), ended: make(chan struct{})}
 		l.self = l
 		if err := l.open(); err != nil {
 			for _, l := range p.loops {
@@ -78,7 +83,11 @@ func (p *Poller) start(n int) error {
 		p.loops = append(p.loops, l)
 	}
 	for _, l := range p.loops {
-		p.running.Go(l.run)
+		w := &Worker{loop: l, buf: make([]byte, p.bufferSize)}
+		l.worker.Store(w)
+		go l.run(w)
+		p.running.Add(1) // the loop, whoever runs it
+		p.running.Go(l.watch)
 	}
 	return nil
 }
@@ -232,31 +241,98 @@ func mask(state uint32) uint32 {
 	return m
 }
 
-// run is the loop's goroutine.
-func (l *loop) run() {
+// run runs the loop on w's goroutine, until the loop is over or goes on without w.
+func (l *loop) run(w *Worker) {
 	fetch := l.fetch // allocates
+	w.flush()        // what the worker before has deferred
 	for {
+		for l.next < len(l.ready) {
+			r := l.ready[l.next]
+			l.ready[l.next] = ready{} // pin no closed connection
+			l.next++
+			if !l.serve(w, r.c, r.events) {
+				return
+			}
+		}
+		l.ready, l.next = l.ready[:0], 0
 		err := l.raw.Read(fetch)
 		if l.stopped.Load() {
+			close(l.ended)
+			l.p.running.Done()
 			return
 		}
 		if err = errors.Join(err, l.waitErr); err != nil {
 			panic(fmt.Sprintf("poll: BUG: epoll_wait: %v", err))
 		}
 		l.waits.Add(1)
-		more := l.more
-		l.more, l.served = l.served, nil
+		if !l.watched.Load() && l.watched.CompareAndSwap(false, true) {
+			l.wake <- struct{}{}
+		}
 		l.lookup(l.fetched[:l.n])
-		for _, r := range l.ready {
-			l.serve(r.c, r.events)
+		for i, c := range l.more {
+			l.ready = append(l.ready, ready{c, readMore})
+			l.more[i] = nil
 		}
-		for _, c := range more {
-			c.state.And(^uint32(stateMore))
-			l.serve(c, unix.EPOLLIN|unix.EPOLLRDHUP)
+		l.more = l.more[:0]
+	}
+}
+
+// replace has a new goroutine go on with the loop of w, whose token the caller has taken.
+func (l *loop) replace(w *Worker) {
+	if w.pace != nil {
+		w.pace.slow()
+	}
+	n := &Worker{loop: l, buf: make([]byte, len(w.buf)), later: w.later}
+	c := w.conn
+	w.conn, w.later = nil, nil
+	l.worker.Store(n)
+	go l.run(n)
+	// Nobody reads on where the callback's goroutine would have.
+	if c.state.Or(statePendingIn)&stateWantIn != 0 {
+		l.resume(c)
+	}
+	l.release(c)
+}
+
+// watch is the goroutine that sees to it that a callback which does not return keeps nobody waiting. It sleeps while the loop does.
+func (l *loop) watch() {
+	var seen *Worker
+	var token, waits uint64
+	idle := 0
+	for {
+		if idle > watchIdle {
+			l.watched.Store(false)
+			if l.waits.Load() != waits && l.watched.CompareAndSwap(false, true) {
+				idle = 0 // the loop has begun a round and not seen that nobody watches
+				continue
+			}
+			select {
+			case <-l.wake:
+				idle = 0
+			case <-l.ended:
+				return
+			}
 		}
-		clear(l.ready) // pin no closed connection
-		clear(more)
-		l.ready, l.served = l.ready[:0], more[:0]
+		select {
+		case <-l.ended:
+			return
+		default:
+			time.Sleep(watchTick)
+		}
+		w := l.worker.Load()
+		v := w.token.Load()
+		switch up := v&1 == 1 && v != tokenTaken; {
+		case up && w == seen && v == token:
+			if w.token.CompareAndSwap(v, tokenTaken) {
+				l.replace(w)
+			}
+			idle = 0
+		case up || waits != l.waits.Load():
+			idle = 0
+		default:
+			idle++
+		}
+		seen, token, waits = w, v, l.waits.Load()
 	}
 }
 
@@ -284,11 +360,15 @@ func (l *loop) lookup(events []unix.EpollEvent) {
 	l.events.Add(uint64(len(l.ready)))
 }
 
-// serve makes the callbacks that the events ask for.
-func (l *loop) serve(c *Conn, events uint32) {
-	if !c.acquire() {
-		return
+// serve makes the callbacks that the events ask for, and reports whether w still has the loop.
+func (l *loop) serve(w *Worker, c *Conn, events uint32) bool {
+	if events == readMore {
+		c.state.And(^uint32(stateMore))
 	}
+	if !c.acquire() {
+		return true
+	}
+	w.conn = c
 	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && c.takeWantOut() {
 		c.h.Writable()
 	}
@@ -297,19 +377,25 @@ func (l *loop) serve(c *Conn, events uint32) {
 		if c.state.Load()&stateListener != 0 {
 			l.accept(c)
 		} else {
-			l.read(c, hangup != 0)
+			l.read(w, c, hangup != 0)
 		}
 	}
+	if !w.Attached() {
+		return false // and the reference has been given back
+	}
+	w.flush()
+	w.conn = nil
 	l.release(c)
+	return true
 }
 
 // read reads until the socket is empty, reading is off, or it is others' turn. With toEnd a short read is not the last.
-func (l *loop) read(c *Conn, toEnd bool) {
+func (l *loop) read(w *Worker, c *Conn, toEnd bool) {
 	for range maxReads {
 		if !l.mayRead(c) {
 			return
 		}
-		n, err := unix.Read(int(c.fd), l.buf)
+		n, err := unix.Read(int(c.fd), w.buf)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -317,22 +403,29 @@ func (l *loop) read(c *Conn, toEnd bool) {
 			return
 		case err != nil:
 			if c.takeEnd() {
-				c.h.End(os.NewSyscallError("read", err))
+				c.h.End(w, os.NewSyscallError("read", err))
 			}
 			return
 		case n == 0:
 			if c.takeEnd() {
-				c.h.End(io.EOF)
+				c.h.End(w, io.EOF)
 			}
 			return
 		}
 		if !c.takeInput() {
 			return
 		}
-		emptied := n < len(l.buf) && !toEnd
+		emptied := n < len(w.buf) && !toEnd
 		l.emptied = emptied
-		if c.h.Input(l.buf[:n]) {
-			c.state.Or(stateWantIn | stateHeard)
+		more := c.h.Input(w, w.buf[:n])
+		if !w.Attached() {
+			if more {
+				l.resume(c) // whoever runs the loop looks
+			}
+			return
+		}
+		if more {
+			c.state.Or(stateWantIn)
 		}
 		if emptied {
 			return
@@ -541,7 +634,12 @@ func (l *loop) release(c *Conn) {
 // takeInput turns reading off and reports whether Input may be called. Input's true and Resume turn it on again, so a
 // Resume beside Input is never lost.
 func (c *Conn) takeInput() bool {
-	return c.state.And(^uint32(stateWantIn))&stateClosed == 0
+	for {
+		old := c.state.Load()
+		if c.state.CompareAndSwap(old, old&^stateWantIn|stateHeard) {
+			return old&stateClosed == 0
+		}
+	}
 }
 
 // takeEnd reports whether End is to be called.

@@ -85,13 +85,13 @@ func (g *goConn) read() {
 			}
 			g.wantIn = false
 			g.mu.Unlock()
-			if g.h.Input(buf[:n]) {
+			if g.h.Input(nil, buf[:n]) {
 				g.resume(g.c)
 			}
 		}
 		if err != nil {
 			if g.awaitWanted() && g.beginCall() {
-				g.h.End(err)
+				g.h.End(nil, err)
 				g.endCall()
 			}
 			return

@@ -48,15 +48,17 @@ import (
 )
 
 // Handler receives what happens to one connection. Calls for one connection never overlap, except that Writable may
-// run beside Input. They come on a goroutine of the poller and must not block. All methods of [Conn] may be called in them.
+// run beside Input. They come on a goroutine of the poller, w, and must not block but as [Worker] allows. All methods of
+// [Conn] may be called in them.
 type Handler interface {
 	// Input hands over newly read bytes, valid only during the call; the callee may overwrite them. It reports whether
 	// to go on reading; after false nothing is read until Resume. A Resume that runs beside Input wins over its false,
-	// so Input may be called again although the Resume came before the decision: be ready to answer false again.
-	Input(p []byte) (more bool)
+	// so Input may be called again although the Resume came before the decision: be ready to answer false again. It may
+	// even be called before a call that is detached from the loop has returned.
+	Input(w *Worker, p []byte) (more bool)
 	// End says that no input will come any more: io.EOF, or the read error. It is called once, and not
 	// after Close has been called. Writing may still be possible.
-	End(err error)
+	End(w *Worker, err error)
 	// Writable says that a Write which took less than everything may be tried again, or will now tell its
 	// error. It is called once per NotifyWritable; several of these before the call are one.
 	Writable()

@@ -35,8 +35,8 @@ type record struct {
 	writable func()
 }
 
-func (r *record) Input(p []byte) bool { return r.input == nil || r.input(p) }
-func (r *record) End(err error) {
+func (r *record) Input(_ *Worker, p []byte) bool { return r.input == nil || r.input(p) }
+func (r *record) End(_ *Worker, err error) {
 	if r.end != nil {
 		r.end(err)
 	}

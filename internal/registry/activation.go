@@ -28,8 +28,9 @@ type Activation struct {
 	current *Turn      // the turn that may use the object now; nil between turns
 	ended   error      // why this life is over; set once
 	done    chan struct{}
-	turns   map[*Turn]struct{} // handlers that have not returned
+	turns   map[*Turn]struct{} // handlers in Await; after the end, all that have not returned
 	outs    []output           // of the current stretch, in order
+	buf     []byte             // the small frames of outs
 	outSize int64
 	undo    []undone
 	relaxed bool // some write of the stretch holds nothing back
@@ -65,6 +66,9 @@ func (a *Activation) end(cause error) (running []*Turn) {
 		return nil
 	}
 	a.ended = cause
+	if a.current != nil {
+		a.setAsideLocked(a.current)
+	}
 	a.current = nil
 	undo := a.undo
 	for _, out := range a.outs {
@@ -72,7 +76,7 @@ func (a *Activation) end(cause error) (running []*Turn) {
 			a.obj.gate.Append(out)
 		}
 	}
-	a.undo, a.outs, a.outSize = nil, nil, 0
+	a.undo, a.outs, a.buf, a.outSize = nil, nil, nil, 0
 	for t := range a.turns {
 		running = append(running, t)
 		t.endLocked(resetError(cause))
@@ -84,6 +88,13 @@ func (a *Activation) end(cause error) (running []*Turn) {
 	a.obj.takeBack(undo)
 	a.Store.Close()
 	return running
+}
+
+func (a *Activation) setAsideLocked(t *Turn) {
+	if a.turns == nil {
+		a.turns = map[*Turn]struct{}{}
+	}
+	a.turns[t] = struct{}{}
 }
 
 // takeBack undoes effects, the latest first.
@@ -102,7 +113,6 @@ func (a *Activation) begin(t *Turn) error {
 	}
 	t.began = a.obj.reg.watch.now.Load()
 	a.current = t
-	a.turns[t] = struct{}{}
 	return nil
 }
 
@@ -112,6 +122,7 @@ func (a *Activation) begin(t *Turn) error {
 func (o *Object) construct(me *runner, w *Work) *Activation {
 	reg := o.reg
 	if !me.slot {
+		me.worker.Detach()
 		reg.takeSlot()
 		me.slot = true
 	}
@@ -120,7 +131,6 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		obj:      o,
 		Store:    reg.cfg.Store.Object(o.id, o.class.Name, o.Name()),
 		blockers: map[*Blocker]struct{}{},
-		turns:    map[*Turn]struct{}{},
 		done:     make(chan struct{}),
 	}
 	a.idle.F = func() { o.idleCheck(a) }
@@ -137,7 +147,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 	o.mu.Unlock()
 	o.woken(w)
 
-	t := &Turn{act: a, work: w, me: me, parent: w.Values, pinned: 1, constructor: true}
+	t := &Turn{act: a, work: w, me: me, parent: w.Values, pinned: 1, constructor: true, cause: w.Cause}
 	if err := a.begin(t); err != nil {
 		o.finish(w, resetError(err))
 		return nil
@@ -149,15 +159,15 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		}
 		reg.timers.Set(&limit, d)
 	}
-	if o.Name() == "" {
-		if h, err := a.Store.Header(); err == nil && h.Name != "" {
-			o.setName(h.Name)
-		}
-	}
 	if p := reg.cfg.Probe; p != nil {
 		p.woken(o, w)
 	}
 	err := o.call(t, func() error {
+		if o.Name() == "" {
+			if h, err := a.Store.Header(); err == nil && h.Name != "" {
+				o.setName(h.Name)
+			}
+		}
 		instance, err := o.class.Behavior.Construct(t, a)
 		a.Instance = instance
 		return err
@@ -179,7 +189,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		return nil
 	}
 	t.leave(context.Canceled)
-	if err := a.commit(nil); err != nil {
+	if err := a.commit(t, nil); err != nil {
 		o.finish(w, err)
 		return nil
 	}

@@ -29,8 +29,9 @@ func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(
 	pinned := t.pinned > 0
 	t.away = true
 	a.mu.Unlock()
+	t.me.worker.Detach()
 	if pinned {
-		o.eventOver(t)
+		o.eventOver(t, false)
 		if a.Instance == nil {
 			// A constructor that waits for another object must not keep that
 			// one's constructor from running.
@@ -49,13 +50,13 @@ func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(
 		}()
 		return f(ctx)
 	}
-	if err := a.commit(nil); err != nil {
+	if err := a.commit(t, nil); err != nil {
 		a.mu.Lock()
 		t.away = false
 		a.mu.Unlock()
 		return err
 	}
-	o.eventOver(t)
+	o.eventOver(t, false)
 	b := o.addBlocker(a, kind, name)
 	o.giveUp(t)
 	defer func() { // also when f panics: the panic goes on in the turn
@@ -79,6 +80,7 @@ func (o *Object) giveUp(t *Turn) {
 	a.mu.Lock()
 	if a.current == t {
 		a.current = nil
+		a.setAsideLocked(t)
 	}
 	a.mu.Unlock()
 	o.mu.Lock()
@@ -120,6 +122,7 @@ func (o *Object) takeUp(t *Turn) error {
 	if a.ended != nil {
 		return resetError(a.ended)
 	}
+	delete(a.turns, t)
 	a.current = t
 	t.away = false
 	return nil

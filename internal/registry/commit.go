@@ -5,22 +5,23 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/gate"
 	"github.com/hibernate-go/hibernate/internal/mutation"
+	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
 
 // commit ends a stretch: its writes go to the store as one, its output to the
 // gate behind them. last, if any, is told behind all other output. It returns why
-// nothing of this happened.
-func (a *Activation) commit(last *Work) error {
+// nothing of this happened. It is called by t, which has ended or is about to wait.
+func (a *Activation) commit(t *Turn, last *Work) error {
 	o := a.obj
 	a.mu.Lock()
 	if a.ended != nil {
 		defer a.mu.Unlock()
 		return resetError(a.ended)
 	}
-	outs := a.outs
+	outs, buf := a.outs, a.buf
 	clear(a.undo)
-	a.outs, a.outSize, a.undo = nil, 0, a.undo[:0]
+	a.outs, a.buf, a.outSize, a.undo = nil, nil, 0, a.undo[:0]
 	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
 	if last != nil && last.Done != nil {
@@ -29,28 +30,59 @@ func (a *Activation) commit(last *Work) error {
 	through := len(outs) > 0 && o.gate.TakeThrough(outs)
 	a.mu.Unlock()
 	if through {
-		o.gate.PassThrough(outs)
-	} else {
+		o.emit(t, outs)
+		o.gate.PassedThrough()
+		a.recycle(outs, buf)
+	} else if len(outs) > 0 || wrote {
 		o.gate.Drain()
+		a.recycle(outs, nil)
 	}
-	a.recycle(outs)
-	if wrote {
+	if wrote && o.reg.cfg.Store.Behind() {
 		// A disk that does not keep up slows down those who write.
+		t.me.worker.Detach()
 		return o.reg.cfg.Store.Throttle(context.Background())
 	}
 	return nil
 }
 
-// recycle keeps the memory of outs, which have been released or copied, for the
-// next stretch.
-func (a *Activation) recycle(outs []output) {
-	if cap(outs) == 0 || cap(outs) > 64 {
-		return
+// emit lets output go that has been taken through the gate. Frames of a turn that
+// was served are written when everything has been taken out of what was read.
+func (o *Object) emit(t *Turn, outs []output) {
+	w := t.me.worker
+	for i := range outs {
+		out := &outs[i]
+		switch {
+		case out.all != nil:
+			for _, s := range out.all {
+				s.Emit(out.frame)
+			}
+		case out.sock == nil:
+			o.release(*out, nil)
+		case t.more && w.Attached():
+			if out.sock.Queue(out.frame) {
+				w.Defer(out.sock)
+			}
+		case len(outs) == 1:
+			out.sock.Emit(out.frame)
+		default:
+			o.release(*out, nil)
+		}
+	}
+	o.released()
+}
+
+// recycle keeps the memory of output that has left for the next stretch.
+func (a *Activation) recycle(outs []output, buf []byte) {
+	if cap(outs) > 64 {
+		outs = nil
+	}
+	if cap(buf) > 64*socket.MaxCopied {
+		buf = nil
 	}
 	clear(outs)
 	a.mu.Lock()
-	if a.outs == nil {
-		a.outs = outs[:0]
+	if a.outs == nil && a.ended == nil {
+		a.outs, a.buf = outs[:0], buf[:0]
 	}
 	a.mu.Unlock()
 }
@@ -121,7 +153,8 @@ func (t *Turn) Sync(ctx context.Context) error {
 	if err := t.Check(); err != nil {
 		return err
 	}
-	if err := t.act.commit(nil); err != nil {
+	t.me.worker.Detach()
+	if err := t.act.commit(t, nil); err != nil {
 		return err
 	}
 	return t.act.obj.barrier(ctx, true)
@@ -132,7 +165,7 @@ func (t *Turn) Flush(done func(error)) error {
 	if err := t.Check(); err != nil {
 		return err
 	}
-	if err := t.act.commit(nil); err != nil {
+	if err := t.act.commit(t, nil); err != nil {
 		return err
 	}
 	t.act.obj.gate.Hold(output{done: done})

@@ -21,7 +21,7 @@ func (o *Object) Drained(s *socket.Socket) {
 	run.start(o)
 }
 
-// lastEvent reports whether w is the event after which its socket is gone.
-func (w *Work) lastEvent() bool {
-	return w.sock != nil && (w.event.Kind == socket.Close || w.event.Kind == socket.Error)
+// lastEvent reports whether t runs the event after which its socket is gone.
+func (t *Turn) lastEvent() bool {
+	return t.sock != nil && (t.cause == CauseClose || t.cause == CauseError)
 }

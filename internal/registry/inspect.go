@@ -255,7 +255,7 @@ func (a *Activation) longBlockers(before time.Time) (old []Blocker) {
 
 // blocker describes a turn that runs.
 func (t *Turn) blocker() Blocker {
-	name := t.work.Cause.String()
+	name := t.cause.String()
 	if t.constructor {
 		name = "constructor"
 	}

@@ -93,7 +93,7 @@ func (c *crowd) wake(sockets []*socket.Socket) {
 		for k, s := range some {
 			mask := uint32(i + k)
 			message := binary.LittleEndian.AppendUint32([]byte{0x81, 0x81}, mask)
-			s.Input(append(message, 'x'^byte(mask))) // the socket may overwrite it
+			s.Input(nil, append(message, 'x'^byte(mask))) // the socket may overwrite it
 		}
 		c.until(func() bool { return c.counter.messages.Load() == want })
 		c.until(func() bool {

@@ -57,6 +57,7 @@ func NewPair(request, response string) Pair {
 // outcome of work, or the call of a function that waits.
 type output struct {
 	sock  *socket.Socket
+	all   []*socket.Socket // instead of sock; frame is shared
 	frame socket.Frame
 	own   bool  // the runtime's, not the turn's: it leaves though the turn is undone
 	work  *Work // its outcome is told
@@ -319,7 +320,7 @@ func (e *BusyError) Error() string {
 
 // finish tells w's outcome, once.
 func (o *Object) finish(w *Work, err error) {
-	if o.settleWork(w) && w.Done != nil {
+	if w != nil && o.settleWork(w) && w.Done != nil {
 		w.Done(err)
 	}
 }
@@ -536,17 +537,7 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 		}
 		return false
 	}
-	o.reg.stats.events.Add(1)
-	w := &Work{sock: s, event: e}
-	switch e.Kind {
-	case socket.Message:
-		o.reg.stats.messages.Add(1)
-		w.Cause = CauseMessage
-	case socket.Close:
-		w.Cause = CauseClose
-	case socket.Error:
-		w.Cause = CauseError
-	}
+	w := &Work{Cause: o.count(e.Kind), sock: s, event: e}
 	if o.reg.closing.Load() {
 		return true // unanswered; the farewell comes
 	}
@@ -607,6 +598,14 @@ func (o *Object) Busy(delta int) { o.reg.busy.Add(int64(delta)) }
 
 // release lets one output go. The gate calls it, one at a time.
 func (o *Object) release(out output, err error) {
+	if out.all != nil {
+		if err == nil {
+			for _, s := range out.all {
+				s.Emit(out.frame)
+			}
+		}
+		return
+	}
 	if out.sock == nil {
 		o.released() // whoever is told may cut the sockets
 		if out.work != nil {

@@ -45,7 +45,7 @@ func (x *observation) begin() {
 	t := x.t
 	o := t.act.obj
 	cfg := &o.reg.cfg
-	x.kind = TurnKind{t.work.Cause, t.constructor}
+	x.kind = TurnKind{t.cause, t.constructor}
 	if o.class.labels != nil {
 		pprof.SetGoroutineLabels(o.class.labels[x.kind.Cause])
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/limit"
+	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
@@ -104,6 +105,7 @@ type Class struct {
 
 	counts classCounts
 	labels *[CauseCount]context.Context // for profiles, nil if they are not wanted; set by AddClass
+	pace   poll.Pace                    // of its socket events
 }
 
 // A Registry is the set of all objects of a runtime.

@@ -1,6 +1,10 @@
 package registry
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/hibernate-go/hibernate/internal/poll"
+)
 
 // A runner is a goroutine that may have the right to run an object's turns. Its
 // address is its identity: a reset takes the right away by forgetting it.
@@ -12,6 +16,7 @@ type runner struct {
 	parked  bool          // owned like obj: the goroutine exists and waits
 	slot    bool          // it may construct; owned by whoever started it
 	next    *runner       // in runners.idle
+	worker  *poll.Worker  // immutable; whose goroutine it is, and connections may wait for; nil: nobody does
 }
 
 // maxIdleRunners is how many goroutines wait for work, for good. Their stacks have

@@ -45,6 +45,14 @@ func (r *Registry) take(o *Object) bool {
 	return false
 }
 
+// tryTake takes a slot if there is one and nobody is in line.
+func (r *Registry) tryTake() bool {
+	s := &r.slots
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.ushering && s.sem.TryAcquire(1)
+}
+
 // takeSlot waits for a slot.
 func (r *Registry) takeSlot() {
 	if err := r.slots.sem.Acquire(context.Background(), 1); err != nil {

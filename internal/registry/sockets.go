@@ -11,9 +11,12 @@ import (
 
 // Send queues a frame of the current stretch for s.
 func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
-	a := t.act
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	t.act.mu.Lock()
+	defer t.act.mu.Unlock()
+	return t.sendLocked(s, f)
+}
+
+func (t *Turn) sendLocked(s *socket.Socket, f socket.Frame) error {
 	if err := t.checkLocked(); err != nil {
 		return err
 	}
@@ -23,12 +26,50 @@ func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
 	if err := s.Room(len(f.Bytes)); err != nil {
 		return err
 	}
-	size := a.outSize + int64(len(f.Bytes))
+	if err := t.act.holdLocked(int64(len(f.Bytes))); err != nil {
+		return err
+	}
+	t.act.outs = append(t.act.outs, output{sock: s, frame: f})
+	return nil
+}
+
+// holdLocked counts n more bytes of the stretch.
+func (a *Activation) holdLocked(n int64) error {
+	size := a.outSize + n
 	if cfg := &a.obj.reg.cfg; cfg.Undelivered > 0 && size > cfg.Undelivered {
 		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
 	}
 	a.outSize = size
-	a.outs = append(a.outs, output{sock: s, frame: f})
+	return nil
+}
+
+// SendMessage is Send of a small message, whose frame is made in memory of the
+// activation: at most [socket.MaxCopied] bytes of payload less the header.
+func (t *Turn) SendMessage(s *socket.Socket, kind wire.Kind, payload []byte) error {
+	a := t.act
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	from := len(a.buf)
+	a.buf = wire.AppendFrame(a.buf, kind, payload)
+	if err := t.sendLocked(s, socket.Frame{Bytes: a.buf[from:len(a.buf):len(a.buf)]}); err != nil {
+		a.buf = a.buf[:from]
+		return err
+	}
+	return nil
+}
+
+// SendAll queues a shared frame of the current stretch for many sockets.
+func (t *Turn) SendAll(all []*socket.Socket, f socket.Frame) error {
+	a := t.act
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := t.checkLocked(); err != nil {
+		return err
+	}
+	if err := a.holdLocked(int64(len(f.Bytes))); err != nil {
+		return err
+	}
+	a.outs = append(a.outs, output{all: all, frame: f})
 	return nil
 }
 
@@ -59,6 +100,15 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 		return err
 	}
 	x.act.obj.gate.Hold(output{sock: s, frame: f})
+	return nil
+}
+
+// SendAll queues a shared frame for many sockets behind everything the object has held.
+func (x *Outside) SendAll(all []*socket.Socket, f socket.Frame) error {
+	if err := x.act.Ended(); err != nil {
+		return err
+	}
+	x.act.obj.gate.Hold(output{all: all, frame: f})
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/mutation"
+	"github.com/hibernate-go/hibernate/internal/socket"
 	"github.com/hibernate-go/hibernate/internal/store"
 )
 
@@ -17,21 +18,24 @@ import (
 // except while it is in Await.
 type Turn struct {
 	act    *Activation
-	work   *Work
+	work   *Work          // nil: an event that is served
+	sock   *socket.Socket // of a socket event
 	me     *runner
 	parent context.Context // whose values the turn carries; not written once user code runs
-
-	constructor bool  // immutable
-	began       int64 // by the watch's clock, Unix milliseconds; immutable after begin
+	began  int64           // by the watch's clock, Unix milliseconds; immutable after begin
 
 	// Guarded by act.mu.
 	done    chan struct{} // made when somebody asks
 	err     error         // why the turn ended
+	pinned  int32         // over 0: inside something that gives the turn up to nobody
+	blocks  uint8         // nested BlockConcurrencyWhile
 	away    bool          // in Await
-	pinned  int           // over 0: inside something that gives the turn up to nobody
-	blocks  int           // nested BlockConcurrencyWhile
 	waiting bool          // the socket event still counts as waiting at the object
 	warned  bool          // the log has said that the turn is long
+
+	cause       Cause // immutable, like the following
+	constructor bool
+	more        bool // the served event is not the last of what was read
 }
 
 type turnKey struct{}
@@ -151,15 +155,7 @@ func (e *ResetError) Unwrap() []error { return []error{ErrReset, e.Cause} }
 
 // turn runs w in a turn of a.
 func (o *Object) turn(me *runner, a *Activation, w *Work) {
-	t := &Turn{act: a, work: w, me: me, parent: w.Values, waiting: w.sock != nil}
-	if err := a.begin(t); err != nil {
-		o.finish(w, resetError(err))
-		return
-	}
-	if w.called {
-		o.reg.calls.begun(w, t)
-	}
-	var limit *alarm.Deadline // most turns have none
+	t := &Turn{act: a, work: w, sock: w.sock, me: me, parent: w.Values, cause: w.Cause, waiting: w.sock != nil}
 	var d time.Duration
 	switch {
 	case w.sock != nil:
@@ -167,15 +163,29 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	case w.Cause == CauseAlarm:
 		d = alarmLimit
 	}
+	o.perform(t, w.event, d)
+}
+
+// perform runs t, which takes at most d if that is not 0.
+func (o *Object) perform(t *Turn, e socket.Event, d time.Duration) {
+	a, w := t.act, t.work
+	if err := a.begin(t); err != nil {
+		o.finish(w, resetError(err))
+		return
+	}
+	if w != nil && w.called {
+		o.reg.calls.begun(w, t)
+	}
+	var limit *alarm.Deadline // most turns have none
 	if d > 0 {
-		limit = o.limitTurn(a, w, d)
+		limit = o.limitTurn(a, t.cause, d)
 	}
 	if p := o.reg.cfg.Probe; p != nil {
 		p.began(o, w)
 	}
 	err := o.call(t, func() error {
-		if w.sock != nil {
-			return o.class.Behavior.SocketEvent(t, a.Instance, w.sock, w.event)
+		if t.sock != nil {
+			return o.class.Behavior.SocketEvent(t, a.Instance, t.sock, e)
 		}
 		return w.Run(t, a.Instance)
 	})
@@ -185,11 +195,11 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	o.conclude(t, err)
 }
 
-// limitTurn resets the object if w takes longer than d.
-func (o *Object) limitTurn(a *Activation, w *Work, d time.Duration) *alarm.Deadline {
+// limitTurn resets the object if a turn takes longer than d.
+func (o *Object) limitTurn(a *Activation, cause Cause, d time.Duration) *alarm.Deadline {
 	limit := &alarm.Deadline{F: func() {
-		o.log().Error("event took too long, object is reset", "cause", w.Cause.String(), "limit", d)
-		o.fall(a, fmt.Errorf("%s event took longer than %v", w.Cause, d), true)
+		o.log().Error("event took too long, object is reset", "cause", cause.String(), "limit", d)
+		o.fall(a, fmt.Errorf("%s event took longer than %v", cause, d), true)
 	}}
 	o.reg.timers.Set(limit, d)
 	return limit
@@ -204,48 +214,50 @@ func (o *Object) conclude(t *Turn, err error) {
 	if ended := a.Ended(); ended != nil {
 		o.returned(t)
 		o.finish(w, ended)
-		o.eventOver(t)
+		o.eventOver(t, true)
 		return
 	}
-	var panicked *PanicError
-	crash := errors.As(err, &panicked) && panicked.own(err)
-	if crash || err != nil && o.class.RollbackOnError && (w.sock != nil || w.Cause == CauseAlarm) {
-		if crash {
-			o.reg.stats.panics.Add(1)
-			o.log().Error("handler panicked, turn is undone", "cause", w.Cause.String(), "panic", panicked.Value, "stack", string(panicked.Stack))
-		} else {
-			o.reg.stats.handlerErrors.Add(1)
-			o.log().Error("handler failed, turn is undone", "cause", w.Cause.String(), "err", err)
-		}
+	if err != nil && o.failed(t, err) {
 		t.leave(ErrReset)
-		if w.lastEvent() {
-			o.removeSocket(w.sock) // before fall lets the next turn look (semantics 2.4)
+		if t.lastEvent() {
+			o.removeSocket(t.sock) // before fall lets the next turn look (semantics 2.4)
 		}
 		o.fall(a, err, false)
 		o.finish(w, err) // whoever learns of it finds everything taken back
-		o.eventOver(t)
+		o.eventOver(t, true)
 		return
 	}
-	if err != nil {
-		o.reg.stats.handlerErrors.Add(1)
-		o.log().Error("handler failed", "cause", w.Cause.String(), "err", err)
-	}
 	t.leave(context.Canceled)
-	if err := a.commit(w); err != nil {
+	if err := a.commit(t, w); err != nil {
 		o.finish(w, err)
 	}
-	o.eventOver(t)
+	o.eventOver(t, true)
 }
 
-// own reports whether e is the handler's own panic rather than an error that it
-// got from somewhere and returned.
-func (e *PanicError) own(err error) bool { return err == error(e) }
+// failed logs that t's handler has returned err, and reports whether it is to be undone.
+func (o *Object) failed(t *Turn, err error) (undo bool) {
+	// The handler's own panic, rather than one that it got from somewhere and returned.
+	if p, ok := err.(*PanicError); ok {
+		o.reg.stats.panics.Add(1)
+		o.log().Error("handler panicked, turn is undone", "cause", t.cause.String(), "panic", p.Value, "stack", string(p.Stack))
+		return true
+	}
+	o.reg.stats.handlerErrors.Add(1)
+	if o.class.RollbackOnError && (t.sock != nil || t.cause == CauseAlarm) {
+		o.log().Error("handler failed, turn is undone", "cause", t.cause.String(), "err", err)
+		return true
+	}
+	o.log().Error("handler failed", "cause", t.cause.String(), "err", err)
+	return false
+}
 
 // leave ends the turn: its context is over and the object is free.
 func (t *Turn) leave(cause error) {
 	a := t.act
 	a.mu.Lock()
-	delete(a.turns, t)
+	if len(a.turns) > 0 {
+		delete(a.turns, t)
+	}
 	if a.current == t {
 		a.current = nil
 	}
@@ -260,9 +272,8 @@ func (o *Object) returned(t *Turn) {
 }
 
 // eventOver says that the turn's socket event no longer waits at the object: its
-// handler has returned, or lets others in (semantics 4.3, 2.4).
-func (o *Object) eventOver(t *Turn) {
-	w := t.work
+// handler is here again, or lets others in (semantics 4.3, 2.4).
+func (o *Object) eventOver(t *Turn, here bool) {
 	t.act.mu.Lock()
 	was := t.waiting
 	t.waiting = false
@@ -271,16 +282,22 @@ func (o *Object) eventOver(t *Turn) {
 		return
 	}
 	if p := o.reg.cfg.Probe; p != nil {
-		p.over(w)
+		p.over(t.work)
 	}
-	if w.Cause == CauseDrain {
-		w.sock.Drained()
+	if t.cause == CauseDrain {
+		t.sock.Drained()
 		return
 	}
-	if w.lastEvent() {
-		o.removeSocket(w.sock)
+	if t.lastEvent() {
+		o.removeSocket(t.sock)
 	}
-	w.sock.Handled()
+	if t.work == nil {
+		if here {
+			return // whoever serves it goes on
+		}
+		t.sock.PassOn()
+	}
+	t.sock.Handled()
 }
 
 // call runs user code and turns a panic into a *PanicError. Goexit too: then
@@ -291,6 +308,7 @@ func (o *Object) call(t *Turn, f func() error) (err error) {
 		x.begin()
 		defer x.end(&err)
 	}
+	w := t.me.worker
 	returned := false
 	defer func() {
 		if returned {
@@ -300,17 +318,22 @@ func (o *Object) call(t *Turn, f func() error) (err error) {
 		if v == nil { // Goexit
 			p := &PanicError{Value: errGoexit, Stack: debug.Stack()}
 			err = p
-			if t.pinned > 0 && t.act.Instance == nil {
+			w.Detach()
+			if t.constructor {
 				o.constructFailed(t.act, t.work, p)
 				o.returned(t)
 			} else {
+				o.eventOver(t, false)
 				o.conclude(t, p)
 			}
 			return
 		}
+		w.Leave()
 		err = &PanicError{Value: v, Stack: debug.Stack()}
 	}()
+	w.Enter(&o.class.pace)
 	err = f()
+	w.Leave()
 	returned = true
 	return err
 }

@@ -3,6 +3,7 @@ package socket
 import (
 	"errors"
 
+	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
@@ -36,7 +37,7 @@ func (s *Socket) Encode(k wire.Kind, payload []byte) Frame {
 
 // inflate decompresses a message. If it reports false that has failed, or goes on
 // elsewhere; rest is what was read behind the message.
-func (s *Socket) inflate(it wire.Item, rest []byte, own bool) (_ wire.Item, ok bool) {
+func (s *Socket) inflate(w *poll.Worker, it wire.Item, rest []byte, own bool) (_ wire.Item, ok bool) {
 	cfg := &s.cfg.Deflated
 	if len(it.Data) <= quickIn {
 		plain, err := cfg.Deflate.Inflate(it, min(cfg.MaxMessage, quickOut))
@@ -45,7 +46,7 @@ func (s *Socket) inflate(it wire.Item, rest []byte, own bool) (_ wire.Item, ok b
 		}
 		var violation *wire.Error
 		if !errors.As(err, &violation) || violation.Code != codeTooBig || cfg.MaxMessage <= quickOut {
-			s.fail(err)
+			s.fail(w, err)
 			return it, false
 		}
 	}
@@ -81,7 +82,7 @@ func (s *Socket) inflateAside(it wire.Item) {
 	switch {
 	case over:
 	case err != nil:
-		s.fail(err)
+		s.fail(nil, err)
 	case s.autoRespond(it):
 	case s.owner.Deliver(s, Event{Kind: Message, Text: it.Kind == wire.Text, Data: it.Data}):
 		return

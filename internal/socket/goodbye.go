@@ -16,6 +16,7 @@ func (s *Socket) Goodbye(code uint16, reason string, gone func(answered bool)) b
 	// Nobody has the input side while an event waits, and Handled leaves it alone from now on. Nothing counts behind a
 	// Close or a violation.
 	take := s.flags&(waiting|recvClose|failed) == waiting
+	s.passOnLocked()
 	s.flags = s.flags&^waiting | ended
 	s.busyLocked().gone = gone
 	s.mu.Unlock()
@@ -28,7 +29,7 @@ func (s *Socket) Goodbye(code uint16, reason string, gone func(answered bool)) b
 	s.mu.Lock()
 	rest := s.takeInLocked()
 	s.mu.Unlock()
-	if len(rest) == 0 || s.decode(rest, true) {
+	if len(rest) == 0 || s.decode(nil, rest, true) {
 		s.conn.Resume()
 	}
 	return true

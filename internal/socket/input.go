@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
 // The input side has one owner at a time. It is the poller's goroutine until an
 // event is delivered, nobody while the event waits, and then the caller of
-// Handled until it has decoded what was left and resumed the poller.
+// Handled until it has decoded what was left and resumed the poller. An event
+// that is served leaves it where it is, unless PassOn is called meanwhile.
 
 // Input takes bytes that the poller has read.
-func (s *Socket) Input(p []byte) (more bool) {
+func (s *Socket) Input(w *poll.Worker, p []byte) (more bool) {
 	s.mu.Lock()
 	if s.flags&discarding != 0 {
 		b := s.busyLocked()
@@ -36,18 +38,18 @@ func (s *Socket) Input(p []byte) (more bool) {
 	if stop {
 		return true // nothing counts behind a Close or a violation
 	}
-	return s.decode(p, false)
+	return s.decode(w, p, false)
 }
 
 // decode takes items out of p until an event is delivered, and reports whether
 // it came to the end of p without one. It keeps p only if it is the socket's own:
 // a copy for each message would be 300 MiB for 64 KiB of the smallest.
-func (s *Socket) decode(p []byte, own bool) (more bool) {
+func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 	for {
 		it, n, err := s.dec.Next(p, s.wire())
 		p = p[n:]
 		if err != nil {
-			s.fail(err)
+			s.fail(w, err)
 			return false
 		}
 		switch it.Kind {
@@ -58,24 +60,23 @@ func (s *Socket) decode(p []byte, own bool) (more bool) {
 			s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)})
 		case wire.Pong:
 		case wire.Close:
-			s.peerClosed(it)
+			s.peerClosed(w, it)
 			// With the answer under way, the end of the stream can wait for it.
 			// Nobody may ever answer by hand, so then it is looked out for.
 			return s.cfg.ManualClose
 		case wire.Text, wire.Binary:
 			if it.Compressed {
 				var ok bool
-				if it, ok = s.inflate(it, p, own); !ok {
+				if it, ok = s.inflate(w, it, p, own); !ok {
 					return false
 				}
 			}
 			if s.autoRespond(it) {
 				continue
 			}
-			if p, more = s.message(it, p, own); !more {
+			if p, own, more = s.message(w, it, p, own); !more {
 				return false
 			}
-			own = true
 		}
 	}
 }
@@ -94,43 +95,61 @@ func (s *Socket) autoRespond(it wire.Item) bool {
 	return ok
 }
 
-// message delivers one message and keeps rest, what was read behind it. more
-// says that the owner had no use for it and that rest is to be decoded now; it is
-// the socket's own then, or nothing is kept any more.
-func (s *Socket) message(it wire.Item, rest []byte, own bool) (left []byte, more bool) {
-	data := it.Data
-	if !it.Owned {
-		data = append(make([]byte, 0, len(data)), data...)
-	}
+// message has one message served or delivered; rest was read behind it, and own says
+// whose it is. more says that left, which is rest or what is left of it, is to be decoded now.
+func (s *Socket) message(w *poll.Worker, it wire.Item, rest []byte, own bool) (left []byte, _, more bool) {
+	e := Event{Kind: Message, Text: it.Kind == wire.Text, Data: it.Data, More: len(rest) > 0}
 	s.mu.Lock()
 	switch {
 	case s.flags&(cut|lost) != 0:
 		s.mu.Unlock()
-		return nil, false
+		return nil, false, false
 	case s.flags&ended != 0: // see Goodbye
 		s.mu.Unlock()
-		return rest, true
+		return rest, own, true
 	}
 	s.flags |= waiting
+	if w != nil {
+		s.flags |= serving
+		if len(rest) > 0 {
+			s.busyLocked().rest = rest
+		}
+		s.mu.Unlock()
+		if s.owner.Serve(w, s, e) {
+			return rest, own, s.served()
+		}
+		s.mu.Lock()
+		if s.flags&serving == 0 { // Goodbye has taken the input side
+			s.mu.Unlock()
+			return nil, false, false
+		}
+		s.flags &^= serving
+		if s.busy != nil {
+			s.busy.rest = nil
+		}
+	}
 	s.keepLocked(rest, own)
 	s.mu.Unlock()
-	if s.owner.Deliver(s, Event{Kind: Message, Text: it.Kind == wire.Text, Data: data}) {
-		return nil, false
+	if !it.Owned {
+		e.Data = append(make([]byte, 0, len(it.Data)), it.Data...)
+	}
+	if s.owner.Deliver(s, e) {
+		return nil, false, false
 	}
 	s.mu.Lock()
 	if s.flags&waiting == 0 { // Goodbye has taken the input side
 		s.mu.Unlock()
-		return nil, false
+		return nil, false, false
 	}
 	s.flags &^= waiting
 	gone := s.flags&lost != 0
 	left = s.takeInLocked()
 	s.mu.Unlock()
 	if gone {
-		s.terminate()
-		return nil, false
+		s.terminate(w)
+		return nil, false, false
 	}
-	return left, true
+	return left, true, true
 }
 
 // keepLocked keeps what was read behind an event that waits.
@@ -142,6 +161,51 @@ func (s *Socket) keepLocked(rest []byte, own bool) {
 		rest = append([]byte(nil), rest...)
 	}
 	s.busyLocked().in = rest
+}
+
+// served ends the serving of a message and reports whether to go on decoding.
+func (s *Socket) served() (more bool) {
+	s.mu.Lock()
+	if s.flags&serving == 0 { // passed on
+		s.mu.Unlock()
+		return false
+	}
+	s.flags &^= serving | waiting
+	if b := s.busy; b != nil {
+		b.rest = nil
+		s.restLocked()
+	}
+	state := s.flags & (lost | ended | cut)
+	s.mu.Unlock()
+	if state == lost {
+		s.terminate(nil)
+	}
+	return state == 0
+}
+
+// PassOn takes the input side away from the goroutine that serves an event, which
+// is going to wait. Handled must follow. If no event is being served it does nothing.
+func (s *Socket) PassOn() {
+	s.mu.Lock()
+	s.passOnLocked()
+	s.mu.Unlock()
+}
+
+func (s *Socket) passOnLocked() {
+	if s.flags&serving == 0 {
+		return
+	}
+	s.flags &^= serving
+	if b := s.busy; b != nil && b.rest != nil {
+		b.in, b.rest = append([]byte(nil), b.rest...), nil
+	}
+}
+
+// tell has the last event served or delivered.
+func (s *Socket) tell(w *poll.Worker, e Event) {
+	if w == nil || !s.owner.Serve(w, s, e) {
+		s.owner.Deliver(s, e)
+	}
 }
 
 func (s *Socket) takeInLocked() (in []byte) {
@@ -159,7 +223,7 @@ func (s *Socket) Handled() {
 	s.flags &^= waiting
 	if s.flags&(lost|ended|cut) == lost {
 		s.mu.Unlock()
-		s.terminate()
+		s.terminate(nil)
 		return
 	}
 	if s.flags&(cut|ended) != 0 {
@@ -168,13 +232,13 @@ func (s *Socket) Handled() {
 	}
 	rest := s.takeInLocked()
 	s.mu.Unlock()
-	if len(rest) == 0 || s.decode(rest, true) {
+	if len(rest) == 0 || s.decode(nil, rest, true) {
 		s.conn.Resume()
 	}
 }
 
 // peerClosed begins or completes the closing handshake.
-func (s *Socket) peerClosed(it wire.Item) {
+func (s *Socket) peerClosed(w *poll.Worker, it wire.Item) {
 	s.mu.Lock()
 	if s.flags&(cut|lost) != 0 {
 		s.mu.Unlock()
@@ -195,7 +259,7 @@ func (s *Socket) peerClosed(it wire.Item) {
 	}
 	s.answerClose()
 	if !parted {
-		s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true}))
+		s.tell(w, s.closeEvent(Event{Kind: Close, Code: int(it.Code), Reason: it.Reason, WasClean: true}))
 	}
 }
 
@@ -215,7 +279,7 @@ func (s *Socket) answerClose() {
 }
 
 // fail ends the connection for a violation of the protocol.
-func (s *Socket) fail(err error) {
+func (s *Socket) fail(w *poll.Worker, err error) {
 	var violation *wire.Error
 	if !errors.As(err, &violation) {
 		violation = &wire.Error{Code: 1002, Reason: err.Error()}
@@ -242,12 +306,12 @@ func (s *Socket) fail(err error) {
 	}
 	s.owner.Hold(s, Frame{Bytes: wire.AppendClose(nil, violation.Code, violation.Reason), Last: true})
 	if !parted {
-		s.owner.Deliver(s, Event{Kind: Error, Err: err})
+		s.tell(w, Event{Kind: Error, Err: err})
 	}
 }
 
 // End is called by the poller when no input will come any more.
-func (s *Socket) End(err error) {
+func (s *Socket) End(w *poll.Worker, err error) {
 	s.mu.Lock()
 	s.flags |= lost
 	s.dec.Drop()
@@ -255,12 +319,12 @@ func (s *Socket) End(err error) {
 	s.owner.Busy(1)
 	defer s.owner.Busy(-1)
 	s.drop()
-	s.terminate()
+	s.terminate(w)
 }
 
-// terminate delivers the one Close event of a lost connection, unless an event
+// terminate tells the one Close event of a lost connection, unless an event
 // still waits (Handled comes back to it) or the last one has been delivered.
-func (s *Socket) terminate() {
+func (s *Socket) terminate(w *poll.Worker) {
 	s.mu.Lock()
 	if s.flags&(ended|waiting|cut) != 0 {
 		s.mu.Unlock()
@@ -268,7 +332,7 @@ func (s *Socket) terminate() {
 	}
 	s.flags |= ended | waiting
 	s.mu.Unlock()
-	s.owner.Deliver(s, s.closeEvent(Event{Kind: Close, Code: 1006, Reason: "WebSocket disconnected without sending Close frame."}))
+	s.tell(w, s.closeEvent(Event{Kind: Close, Code: 1006, Reason: "WebSocket disconnected without sending Close frame."}))
 }
 
 // finishLocked reports whether the caller must call finish: the peer has ended
@@ -277,7 +341,7 @@ func (s *Socket) finishLocked() bool {
 	if s.flags&(recvClose|failed) == 0 || s.flags&wroteClose == 0 || s.flags&(linked|cut|lost|opened) != opened {
 		return false
 	}
-	if b := s.busy; b != nil && (len(b.out) > 0 || b.writing) {
+	if b := s.busy; s.flags&writing != 0 || b != nil && len(b.out) > 0 {
 		return false
 	}
 	s.flags |= linked | discarding
@@ -327,7 +391,7 @@ func (s *Socket) awaitHandshake() {
 // expire ends a connection whose deadline has passed.
 func (s *Socket) expire() {
 	s.drop()
-	s.terminate()
+	s.terminate(nil)
 }
 
 // drop closes the descriptor. Its peer sees the end of the stream, or a reset
@@ -357,8 +421,8 @@ func (s *Socket) drop() {
 func (s *Socket) Cut() {
 	s.mu.Lock()
 	s.flags |= cut
-	if b := s.busy; b != nil && b.writing {
-		b.last = true // the writer drops the connection
+	if s.flags&writing != 0 {
+		s.busyLocked().last = true // the writer drops the connection
 		s.mu.Unlock()
 		return
 	}

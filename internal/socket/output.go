@@ -41,38 +41,82 @@ func (s *Socket) UndoClose() {
 	s.answerClose()
 }
 
-// Emit queues f and sends what can be sent. It is called once f may leave.
+// Emit sends f, or as much as can be sent, and queues the rest. It is called once f may leave.
 func (s *Socket) Emit(f Frame) {
-	if s.Queue(f) {
-		s.Flush()
+	s.mu.Lock()
+	if s.busy != nil || f.Last || s.flags&(opened|writing|wroteClose|lost|cut) != opened {
+		flush := s.queueLocked(f)
+		s.mu.Unlock()
+		if flush {
+			s.Flush()
+		}
+		return
 	}
+	// Nothing is queued and nobody writes: no need of a queue.
+	s.flags |= writing
+	s.mu.Unlock()
+	n, err := s.conn.Write(f.Bytes)
+	s.mu.Lock()
+	if err == nil && n == len(f.Bytes) && s.busy == nil && s.flags&(lost|cut) == 0 {
+		s.flags &^= writing
+		s.mu.Unlock()
+		return
+	}
+	if err == nil && n < len(f.Bytes) && s.flags&(lost|cut) == 0 {
+		b := s.busyLocked()
+		left := append([]byte(nil), f.Bytes[n:]...)
+		b.out = append([][]byte{left}, b.out...)
+		b.outSize += int64(len(left))
+		b.full = true
+	}
+	s.wroteLocked(err)
 }
 
 // Queue appends f to the output and reports whether a Flush is needed. Nothing
 // follows a Close frame, and nothing goes to a connection that is gone.
 func (s *Socket) Queue(f Frame) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queueLocked(f)
+}
+
+func (s *Socket) queueLocked(f Frame) (flush bool) {
 	if s.flags&(wroteClose|lost|cut) != 0 {
-		s.mu.Unlock()
 		return false
 	}
 	b := s.busyLocked()
 	if f.Last {
 		s.flags |= wroteClose
 	} else if s.tooMuchLocked(b, len(f.Bytes)) {
-		return s.overflow(f)
+		return s.overflowLocked(f)
 	}
-	s.appendLocked(b, f)
-	flush := s.flags&opened != 0 && !b.writing && !b.full
-	s.mu.Unlock()
-	return flush
-}
-
-func (s *Socket) appendLocked(b *busy, f Frame) {
-	b.out = append(b.out, f.Bytes)
-	b.outSize += int64(len(f.Bytes))
+	b.append(f, s.flags&writing == 0)
 	if b.full {
 		s.stuckLocked(b)
+	}
+	return s.flags&(opened|writing) == opened && !b.full
+}
+
+// copyBuffer is the size of the buffers that frames are copied to.
+const copyBuffer = 4 << 10
+
+// append adds f to out. extend says that the last buffer may grow: nobody is writing it.
+func (b *busy) append(f Frame, extend bool) {
+	b.outSize += int64(len(f.Bytes))
+	switch n := len(b.out); {
+	case f.Shared || len(f.Bytes) > MaxCopied:
+		b.out, b.own = append(b.out, f.Bytes), false
+	case b.full: // each by itself, as they may be dropped
+		b.out, b.own = append(b.out, append([]byte(nil), f.Bytes...)), false
+	case b.own && extend && n > 0 && cap(b.out[n-1])-len(b.out[n-1]) >= len(f.Bytes):
+		b.out[n-1] = append(b.out[n-1], f.Bytes...)
+	case n == 0:
+		if b.buf == nil {
+			b.buf = make([]byte, 0, copyBuffer)
+		}
+		b.out, b.own = append(b.out, append(b.buf, f.Bytes...)), true
+	default:
+		b.out, b.own = append(b.out, append(make([]byte, 0, copyBuffer), f.Bytes...)), true
 	}
 }
 
@@ -94,15 +138,21 @@ func (s *Socket) Flush() {
 	if s.flags&(lost|ended|cut) == lost {
 		s.mu.Unlock()
 		s.conn.Close()
-		s.terminate()
+		s.terminate(nil)
 		return
 	}
 	b := s.busy
-	if b == nil || b.writing || b.full || s.flags&opened == 0 {
+	if b == nil || b.full || s.flags&(opened|writing) != opened {
 		s.mu.Unlock()
 		return
 	}
-	b.writing = true
+	s.flags |= writing
+	s.writeLocked(b)
+}
+
+// writeLocked writes what is queued, gives up the right to write, and unlocks.
+func (s *Socket) writeLocked(b *busy) {
+	var err error
 	for len(b.out) > 0 && !b.full {
 		batch := b.out[:min(len(b.out), writevMax)]
 		size := 0
@@ -111,37 +161,56 @@ func (s *Socket) Flush() {
 		}
 		b.batch = len(batch)
 		s.mu.Unlock()
-		n, err := s.write(batch)
+		var n int
+		n, err = s.write(batch)
 		s.mu.Lock()
 		if err != nil || s.flags&lost != 0 || s.flags&cut != 0 && !b.last {
-			// The reading side meets the same end, behind what is still unread.
-			b.out, b.outSize = nil, 0
-			s.flags |= wroteClose
 			break
 		}
 		b.full = n < size
 		b.outSize -= int64(n)
-		for len(b.out) > 0 && n >= len(b.out[0]) {
-			n -= len(b.out[0])
-			b.out[0] = nil
-			b.out = b.out[1:]
+		done := 0
+		for done < len(b.out) && n >= len(b.out[done]) {
+			n -= len(b.out[done])
+			b.out[done] = nil
+			done++
 		}
-		if n > 0 {
+		if done == len(b.out) {
+			b.out, b.own = b.out[:0], false
+		} else {
+			b.out = b.out[done:]
 			b.out[0] = b.out[0][n:]
 		}
 	}
-	b.writing = false
-	full := b.full
-	if len(b.out) == 0 {
-		b.out = nil
+	s.wroteLocked(err)
+}
+
+// wroteLocked ends the writing that was done with result err, goes on with what was queued meanwhile, and unlocks.
+func (s *Socket) wroteLocked(err error) {
+	b := s.busy
+	if err != nil || s.flags&lost != 0 || s.flags&cut != 0 && (b == nil || !b.last) {
+		// The reading side meets the same end, behind what is still unread.
+		s.flags |= wroteClose
+		if b != nil {
+			b.out, b.outSize, b.own = nil, 0, false
+		}
+	} else if b != nil && len(b.out) > 0 && !b.full {
+		s.writeLocked(b)
+		return
 	}
-	finish := b.out == nil && s.finishLocked()
+	s.flags &^= writing
+	if b == nil {
+		s.mu.Unlock()
+		return
+	}
+	empty := len(b.out) == 0
+	full, last := b.full && !empty, b.last
+	finish := empty && s.finishLocked()
 	if full || b.x != nil {
 		s.stuckLocked(b)
 	}
-	drained := b.out == nil && s.drainedLocked()
-	halfClosed := b.out == nil && b.deadline.F == nil && s.flags&(wroteClose|recvClose|failed|lost|cut) == wroteClose
-	last := b.last
+	drained := empty && s.drainedLocked()
+	halfClosed := empty && b.deadline.F == nil && s.flags&(wroteClose|recvClose|failed|lost|cut) == wroteClose
 	s.restLocked()
 	s.mu.Unlock()
 	switch {

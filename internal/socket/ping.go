@@ -40,7 +40,7 @@ func (s *Socket) Judge(late bool) (dead bool) {
 	s.mu.Unlock()
 	if dead = dead && !s.conn.Heard(); dead {
 		s.drop()
-		s.terminate()
+		s.terminate(nil)
 	}
 	return dead
 }

@@ -67,49 +67,54 @@ func (s *Socket) tooMuchLocked(b *busy, n int) bool {
 	return b.full && size > crowdedQueue && s.cfg.Pool.Crowded()
 }
 
-// overflow is Queue for a frame that is too much. It unlocks.
-func (s *Socket) overflow(f Frame) (flush bool) {
+// overflowLocked is queueLocked for a frame that is too much.
+func (s *Socket) overflowLocked(f Frame) (flush bool) {
 	b := s.busy
-	if !b.full && !b.writing { // nobody has asked the system yet
+	if !b.full && s.flags&writing == 0 { // nobody has asked the system yet
 		s.mu.Unlock()
 		s.Flush()
-		return s.Queue(f)
+		s.mu.Lock()
+		return s.queueLocked(f)
 	}
 	size := b.outSize + int64(len(f.Bytes))
 	policy := s.cfg.SlowReader
 	within := size <= 2*s.cfg.SendQueue
-	if !b.full && within { // whoever writes comes to it
-		s.appendLocked(b, f)
-		s.mu.Unlock()
-		return false
-	}
-	if policy == SlowError && within && !s.cfg.Pool.Crowded() {
-		s.appendLocked(b, f)
-		s.mu.Unlock()
+	if within && (!b.full || policy == SlowError && !s.cfg.Pool.Crowded()) { // else whoever writes comes to it
+		b.append(f, false)
+		if b.full {
+			s.stuckLocked(b)
+		}
 		return false
 	}
 	s.cfg.Refused.Count(limit.SendQueue)
 	if policy == SlowDropOldest {
 		if s.makeRoomLocked(b, len(f.Bytes)) {
-			s.appendLocked(b, f)
+			b.append(f, false)
 		}
-		s.mu.Unlock()
+		if b.full {
+			s.stuckLocked(b)
+		}
 		return false
 	}
-	clear(b.out[b.head():])
-	b.out = b.out[:b.head()]
+	head := s.headLocked(b)
+	clear(b.out[head:])
+	b.out = b.out[:head]
 	b.outSize = 0
 	for _, p := range b.out {
 		b.outSize += int64(len(p))
 	}
 	s.flags |= sentClose | wroteClose | slow
-	s.appendLocked(b, Frame{Bytes: wire.AppendClose(nil, codeTryAgain, slowReason), Last: true})
+	b.append(Frame{Bytes: wire.AppendClose(nil, codeTryAgain, slowReason), Last: true}, false)
+	if b.full {
+		s.stuckLocked(b)
+	}
 	s.mu.Unlock()
 	timeout := s.cfg.CloseTimeout
 	if timeout <= 0 {
 		timeout = slowTimeout
 	}
 	s.setDeadline(timeout)
+	s.mu.Lock()
 	return false // it is full, or being written
 }
 
@@ -123,10 +128,10 @@ func (s *Socket) closeEvent(e Event) Event {
 	return e
 }
 
-// head is the number of frames that have to stay: they are being written, or the
+// headLocked is the number of frames that have to stay: they are being written, or the
 // first has been in part.
-func (b *busy) head() int {
-	if b.writing {
+func (s *Socket) headLocked(b *busy) int {
+	if s.flags&writing != 0 {
 		return b.batch
 	}
 	return min(len(b.out), 1)
@@ -139,12 +144,13 @@ func (s *Socket) makeRoomLocked(b *busy, n int) bool {
 	if s.cfg.Pool.Crowded() {
 		most = min(most, crowdedQueue)
 	}
-	head, i := b.head(), 0
+	head, i := s.headLocked(b), 0
 	for size := b.outSize + int64(n); size > most && head+i < len(b.out); i++ {
 		size -= int64(len(b.out[head+i]))
 		b.outSize -= int64(len(b.out[head+i]))
 	}
-	if b.writing { // the writer looks at the head where it is
+	b.own = b.own && i == 0
+	if s.flags&writing != 0 { // the writer looks at the head where it is
 		b.out = slices.Delete(b.out, head, head+i)
 	} else { // not one move for each message that is dropped
 		copy(b.out[i:], b.out[:head])

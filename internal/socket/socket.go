@@ -63,17 +63,22 @@ const (
 type Event struct {
 	Kind     EventKind
 	Text     bool   // Message: text rather than binary
-	Data     []byte // Message: the payload, owned by the receiver
+	Data     []byte // Message: the payload, owned by the receiver of Deliver, borrowed by that of Serve
 	Code     int    // Close
 	Reason   string
 	WasClean bool
 	Err      error // Error
+	More     bool  // Message, served: other input was read behind it
 }
 
 // An Owner is told what happens to its sockets. Calls come on a goroutine of
 // the poller, or on the one that called Handled, and must not block.
 type Owner interface {
-	// Deliver takes the next event of s. No other follows, and nothing more is
+	// Serve handles an event of s on the goroutine of w, if that can be done at
+	// once, and reports whether it did; if not, nothing has happened. It may
+	// call PassOn and Handled meanwhile; otherwise they must not be called.
+	Serve(w *poll.Worker, s *Socket, e Event) bool
+	// Deliver takes an event of s that was not served. No other follows, and nothing more is
 	// decoded, before Handled is called. False says that the event is of no
 	// interest and has been dropped; Handled must then not be called.
 	Deliver(s *Socket, e Event) bool
@@ -92,11 +97,16 @@ type Owner interface {
 	Drained(s *Socket)
 }
 
-// A Frame is encoded output, shared by all sockets it goes to.
+// A Frame is encoded output. What is not longer than [MaxCopied] is copied when it has to wait; anything else is kept
+// as it is, and must not be changed.
 type Frame struct {
-	Bytes []byte
-	Last  bool // a Close frame: nothing may follow
+	Bytes  []byte
+	Last   bool // a Close frame: nothing may follow
+	Shared bool // goes to several sockets: not copied
 }
+
+// MaxCopied is the size of the largest frame that Queue and Emit copy.
+const MaxCopied = 1 << 10
 
 // A Socket is one accepted WebSocket.
 type Socket struct {
@@ -128,6 +138,8 @@ type flags uint32
 const (
 	opened     flags = 1 << iota // the 101 is in the output; frames may be written
 	waiting                      // an event is at the owner; the input side is nobody's
+	serving                      // with waiting: the event is being served, and the input side is still its goroutine's
+	writing                      // someone is writing to conn
 	recvClose                    // the peer's Close was decoded
 	sentClose                    // Close was called, or answered for the object
 	wroteClose                   // a Close frame entered the output
@@ -145,11 +157,13 @@ const (
 
 // busy is what a connection needs only while something is under way.
 type busy struct {
-	in      []byte   // read, not decoded; owned like dec
+	in      []byte   // read, not decoded; owned like dec, but that of an event being served is in rest
+	rest    []byte   // behind the event that is being served: the poller's
 	out     [][]byte // in order; out[0] may be partly written
 	outSize int64    // bytes in out
-	writing bool     // someone is in flush
 	batch   int      // frames of out that are being written
+	buf     []byte   // for frames that are copied; reused once out is empty
+	own     bool     // the last of out is such a copy, to which may be appended
 	full    bool     // the kernel's buffer is full; Writable will come
 	last    bool     // the socket was cut; who writes drops it after what is queued
 
@@ -221,7 +235,7 @@ func (s *Socket) open(response, early []byte) error {
 	b.outSize += int64(len(response))
 	s.mu.Unlock()
 	s.Flush()
-	if len(early) == 0 || s.decode(append([]byte(nil), early...), true) {
+	if len(early) == 0 || s.decode(nil, append([]byte(nil), early...), true) {
 		s.conn.Resume()
 	}
 	return nil
@@ -275,16 +289,23 @@ func (s *Socket) SetAnswered(t time.Time) {
 	s.mu.Unlock()
 }
 
+// busies keeps records of connections that are at rest again.
+var busies = sync.Pool{New: func() any { return new(busy) }}
+
 func (s *Socket) busyLocked() *busy {
 	if s.busy == nil {
-		s.busy = new(busy)
+		s.busy = busies.Get().(*busy)
 	}
 	return s.busy
 }
 
 // restLocked lets go of what only a busy connection needs.
 func (s *Socket) restLocked() {
-	if b := s.busy; b != nil && b.in == nil && len(b.out) == 0 && !b.writing && !b.full && b.deadline.F == nil && b.gone == nil && b.x == nil {
-		s.busy = nil
+	b := s.busy
+	if b == nil || s.flags&writing != 0 || b.in != nil || b.rest != nil || len(b.out) > 0 || b.full || b.last || b.deadline.F != nil || b.gone != nil || b.x != nil {
+		return
 	}
+	s.busy = nil
+	*b = busy{out: b.out[:0], buf: b.buf}
+	busies.Put(b)
 }

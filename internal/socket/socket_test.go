@@ -34,6 +34,8 @@ type owner struct {
 	events chan Event
 }
 
+func (o *owner) Serve(*poll.Worker, *Socket, Event) bool { return false }
+
 func (o *owner) Deliver(s *Socket, e Event) bool { o.events <- e; return true }
 
 func (o *owner) AutoResponse(s *Socket, text []byte) ([]byte, bool) {

@@ -233,6 +233,13 @@ func (s *Store) Objects(ctx context.Context, class string, after ID, limit int) 
 	return s.eng.Class(ctx, class, after, limit)
 }
 
+// Behind reports whether Throttle would block or fail.
+func (s *Store) Behind() bool {
+	s.qmu.Lock()
+	defer s.qmu.Unlock()
+	return s.phase == phaseEnded || s.stats.Pending >= s.cfg.MaxPending || s.stats.PendingBytes >= s.cfg.MaxPendingBytes
+}
+
 // Throttle blocks while too much waits to be durable. It is called before a
 // turn, as Commit itself never blocks.
 func (s *Store) Throttle(ctx context.Context) error {

@@ -1,0 +1,77 @@
+package registry
+
+import (
+	"github.com/hibernate-go/hibernate/internal/poll"
+	"github.com/hibernate-go/hibernate/internal/socket"
+)
+
+// Serve runs the turn of an event on the goroutine that has read it, if the object
+// has nothing else to do: no mailbox, no second goroutine, no copy of the message.
+// Should the handler take long, the poller goes on without that goroutine; a class
+// that makes it do so is served by runners for a while.
+func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) bool {
+	reg := o.reg
+	if reg.closing.Load() || reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
+		return false
+	}
+	me, ok := w.Local.(*runner)
+	if !ok {
+		me = &runner{reg: reg, worker: w}
+		w.Local = me
+	}
+	o.mu.Lock()
+	if o.runner != nil || o.mail.first != nil || !socket.Listed(s) {
+		o.mu.Unlock()
+		return false
+	}
+	a, d := o.act, o.timeout
+	if a == nil && !reg.tryTake() {
+		o.mu.Unlock()
+		return false
+	}
+	o.runner, me.slot = me, a == nil
+	o.mu.Unlock()
+	reg.lives.add()
+	reg.busy.Add(1)
+	defer o.yield(me) // also after a Goexit
+	cause := o.count(e.Kind)
+	if a == nil {
+		if a = o.construct(me, &Work{Cause: cause, sock: s, event: e}); a == nil {
+			return true
+		}
+	}
+	o.perform(&Turn{act: a, sock: s, me: me, cause: cause, waiting: true, more: e.More}, e, d)
+	return true
+}
+
+// count counts an event of a socket.
+func (o *Object) count(k socket.EventKind) Cause {
+	o.reg.stats.events.Add(1)
+	switch k {
+	case socket.Message:
+		o.reg.stats.messages.Add(1)
+		return CauseMessage
+	case socket.Close:
+		return CauseClose
+	}
+	return CauseError
+}
+
+// yield gives back the right that Serve has taken, to a runner if there is work.
+func (o *Object) yield(me *runner) {
+	o.mu.Lock()
+	if o.runner != me {
+		o.mu.Unlock()
+	} else {
+		o.runner = nil
+		idle := o.mail.first == nil
+		next := o.claimLocked()
+		o.mu.Unlock()
+		next.start(o)
+		if idle {
+			o.settle()
+		}
+	}
+	o.reg.busy.Add(-1)
+	o.reg.lives.done()
+}
