@@ -163,7 +163,7 @@ func (g *goal) peer(d *data, server string) (float64, bool) {
 }
 
 // judge tells what was measured and what became of the goal. The peers that have to be worse for the aim, and are not,
-// are named.
+// are named; if none of them was measured the aim is not met.
 func (g *goal) judge(d *data) (v float64, became verdict, ahead []string, ok bool) {
 	v, ok = g.of(d)
 	if !ok {
@@ -175,15 +175,19 @@ func (g *goal) judge(d *data) (v float64, became verdict, ahead []string, ok boo
 	if !g.within(v, g.aim) {
 		return v, metMust, nil, true
 	}
+	compared := 0
 	for _, server := range g.peers(d) {
 		if !slices.Contains(g.below, server) && !slices.Contains(g.below, anyPeer) {
 			continue
 		}
-		if p, has := g.peer(d, server); has && p != v && g.within(p, v) {
-			ahead = append(ahead, server)
+		if p, has := g.peer(d, server); has {
+			compared++
+			if p != v && g.within(p, v) {
+				ahead = append(ahead, server)
+			}
 		}
 	}
-	if len(ahead) > 0 {
+	if len(ahead) > 0 || len(g.below) > 0 && compared == 0 {
 		return v, metMust, ahead, true
 	}
 	return v, metAim, nil, true

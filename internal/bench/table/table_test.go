@@ -72,6 +72,11 @@ func TestGoalsAreJudged(t *testing.T) {
 			t.Errorf("%v beside gnet's %v: %v, behind %v", test.hibernate, test.gnet, became, ahead)
 		}
 	}
+	alone := echoes(1.1, 1.2)
+	alone.runs = slices.DeleteFunc(alone.runs, func(r run) bool { return isPeer(r.Server) })
+	if _, became, _, _ := goals[i].judge(alone); became != metMust {
+		t.Errorf("%v without a peer", became)
+	}
 	if _, _, _, ok := goals[i].judge(&data{}); ok {
 		t.Error("judged without a measurement")
 	}
