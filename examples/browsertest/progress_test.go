@@ -28,7 +28,7 @@ func TestProgressArrivesWhileTheTrackerSleeps(t *testing.T) {
 	addr := srv.addr()
 	srv.interrupt()
 	ann.see(`document.querySelector(".job .link").textContent === "Offline"`)
-	srv = start(t, bin, addr, dir, "-idle", "100ms", "-pause", "20ms")
+	start(t, bin, addr, dir, "-idle", "100ms", "-pause", "20ms")
 	ann.see(`document.querySelector(".job .link").textContent === "Connected"`)
 
 	ann.begin("Another")

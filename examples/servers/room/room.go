@@ -52,6 +52,9 @@ func (r *Room) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, m h
 	if err != nil {
 		return err
 	}
+	if m.Text() == "ping" { // the message that constructed the room: the runtime answers those that follow
+		return ws.SendText(ctx, "pong")
+	}
 	if !utf8.Valid(m.Data) {
 		return ws.Close(ctx, 1007, "messages are text")
 	}

@@ -53,6 +53,13 @@ func Check(t *testing.T, setup func(*hibernate.Runtime) (http.Handler, error)) {
 
 	a, b := k.DialWith("/rooms/lobby", dial(ann, k.URL)), k.DialWith("/rooms/lobby", dial(ben, ""))
 	other := k.DialWith("/rooms/cellar", dial(ben, ""))
+	for range 2 {
+		a.Send("ping")
+		a.Expect("pong")
+	}
+	if wakes := k.Wakes(lobby); len(wakes) != 1 {
+		t.Errorf("two pings woke the room for %v", wakes)
+	}
 	a.Send("hello")
 	a.Expect("Ann: hello")
 	b.Expect("Ann: hello")
