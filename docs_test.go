@@ -23,7 +23,7 @@ func documents(t *testing.T) map[string]string {
 		t.Fatalf("no documents: %v", err)
 	}
 	texts := map[string]string{}
-	for _, name := range append(names, "README.md") {
+	for _, name := range append(names, "README.md", "SECURITY.md") {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,14 @@ import (
 	"github.com/hibernate-go/hibernate/internal/leak"
 )
 
-func TestMain(m *testing.M) { leak.Main(m, leak.Dead()...) }
+// TestMain lets the test binary be the clients of a benchmark.
+func TestMain(m *testing.M) {
+	if spec := os.Getenv("HOLD_CONNECTIONS"); spec != "" {
+		holdConnections(spec)
+		return
+	}
+	leak.Main(m, leak.Dead()...)
+}
 
 // epoch is where fake clocks begin.
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
