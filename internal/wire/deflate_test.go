@@ -468,7 +468,7 @@ func FuzzInflate(f *testing.F) {
 }
 
 func FuzzDeflate(f *testing.F) {
-	for i, n := range []int{0, 1, 300, 5000, 70_000} {
+	for i, n := range []int{0, 1, 300, 1000, 5000} {
 		f.Add([]byte(compressible(n)), uint8(i), uint8(i))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte, window, level uint8) {
