@@ -14,8 +14,8 @@ import (
 // meanwhile.
 
 const (
-	quickIn  = 4 << 10  // bytes of a compressed message
-	quickOut = 64 << 10 // bytes of what comes out
+	quickIn  = 2 << 10  // bytes of a compressed message
+	quickOut = 16 << 10 // bytes of what comes out
 )
 
 // wire is the configuration of the decoder.
