@@ -195,10 +195,10 @@ func describe(err error) map[string]any {
 		class, message = "user", user.Error()
 	case errors.Is(err, hibernate.ErrReset):
 		class = "reset"
+	case errors.As(err, &protocol): // also one against a limit
+		class = "protocol"
 	case errors.As(err, &limit):
 		class = "limit"
-	case errors.As(err, &protocol):
-		class = "protocol"
 	case errors.As(err, &bad):
 		class = "type"
 	case errors.Is(err, hibernate.ErrTxnDone), errors.Is(err, hibernate.ErrState),
