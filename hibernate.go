@@ -192,6 +192,8 @@ type Runtime struct {
 	refused limit.Counters
 	pool    socket.Pool // its limit is immutable
 
+	patience *socket.Patience
+
 	mu     sync.Mutex // guards the following
 	err    error      // why the runtime ended
 	closed bool
@@ -284,6 +286,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		SocketsPerObject: opt.Limits.SocketsPerObject,
 		Sockets:          opt.Limits.Sockets,
 		Mailbox:          opt.Limits.Waiting,
+		WaitingBytes:     opt.Limits.WaitingBytes,
 		Undelivered:      opt.Limits.Undelivered,
 		PingInterval:     opt.PingInterval,
 		PongTimeout:      opt.PongTimeout,
@@ -300,6 +303,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		regCfg.Observer = observer{opt.Observer}
 	}
 	rt.reg = registry.New(regCfg)
+	rt.patience = socket.NewPatience(rt.reg.Timers(), opt.Limits.MessageTime)
 	return rt, nil
 }
 

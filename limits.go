@@ -1,6 +1,7 @@
 package hibernate
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -21,6 +22,14 @@ type Limits struct {
 	// Fragments is the number of frames of one message. More is answered with
 	// close code 1009. Default 4,096.
 	Fragments int
+	// MessageTime is how long a peer may take for a message from its first byte to its
+	// last. More is answered with close code 1008. Default 1 minute: choose more with a
+	// large Message, for slow lines.
+	MessageTime time.Duration
+	// MessageRate is the number of messages and pings that one WebSocket may bring in a second, and
+	// at once after a pause (a token bucket of as many). More is answered with close
+	// code 1008. Default: no limit.
+	MessageRate int
 	// Sockets is the number of WebSockets of the runtime. Default: no limit but
 	// the descriptors of the process. More is answered with status 503, as is
 	// what is over SocketsPerObject, unless ServeHTTP accepts: then
@@ -47,6 +56,10 @@ type Limits struct {
 	// Waiting is the number of requests and calls that may wait for one object.
 	// More is answered with status 503. Default 1,024.
 	Waiting int
+	// WaitingBytes is the number of bytes of received messages that may wait for one
+	// object, each rounded up to whole KiB. The WebSocket that brings more is closed
+	// with code 1013 and a WebSocketError; one message may always wait. Default 256 MiB.
+	WaitingBytes int64
 	// RequestBody is the size of an HTTP request's body in bytes. More is
 	// answered with status 413. Default 1 MiB.
 	RequestBody int64
@@ -114,6 +127,7 @@ func (l *Limits) withDefaults() error {
 		{"Message", &l.Message, 1 << 20},
 		{"SendQueue", &l.SendQueue, 64 << 20},
 		{"Buffered", &l.Buffered, 1 << 30},
+		{"WaitingBytes", &l.WaitingBytes, 256 << 20},
 		{"Undelivered", &l.Undelivered, 256 << 20},
 		{"RequestBody", &l.RequestBody, 1 << 20},
 		{"Response", &l.Response, 64 << 20},
@@ -128,6 +142,7 @@ func (l *Limits) withDefaults() error {
 		def  int
 	}{
 		{"Fragments", &l.Fragments, 4096},
+		{"MessageRate", &l.MessageRate, 0},
 		{"Sockets", &l.Sockets, 0},
 		{"SocketsPerObject", &l.SocketsPerObject, 32768},
 		{"Waiting", &l.Waiting, 1024},
@@ -143,7 +158,9 @@ func (l *Limits) withDefaults() error {
 			return err
 		}
 	}
-	return defaultTo("HandshakeTime", &l.HandshakeTime, 10*time.Second)
+	return errors.Join(
+		defaultTo("MessageTime", &l.MessageTime, time.Minute),
+		defaultTo("HandshakeTime", &l.HandshakeTime, 10*time.Second))
 }
 
 // checkPings checks how dead peers are found.

@@ -113,3 +113,152 @@ func TestLimitsOfHandshakes(t *testing.T) {
 	c.expect("eof")
 	d.refused(map[string]uint64{"HandshakeBytes": 1, "HandshakeTime": 1})
 }
+
+// TestMessageHasToBeCompletedInTime: whoever is late is closed with 1008, others are
+// not, and a message that came in time is not late afterwards.
+func TestMessageHasToBeCompletedInTime(t *testing.T) {
+	awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+		r := newRig(t, "", &hibernate.Options{IdleTimeout: time.Second, Limits: hibernate.Limits{MessageTime: time.Minute}})
+		s := &script{fail: failing}
+		s.message = func(_ context.Context, a *actor, _ hibernate.WebSocket, m hibernate.Message) error {
+			a.tell("%d bytes", len(m.Data))
+			return nil
+		}
+		r.act(s, nil)
+		late, inTime, idle, other := r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/other")
+		ready(late, inTime, idle, other)
+		pause(r)
+		whole := frame(true, ws.OpText, strings.Repeat("x", 10000))
+		late.frame(false, ws.OpText, "begun")
+		r.read(other)
+		r.clock.Advance(30 * time.Second)
+		inTime.write(whole[:5000])
+		r.read(other)
+		r.clock.Advance(30*time.Second - 1)
+		late.ping("a ping is no progress")
+		late.expect("pong:a ping is no progress")
+		r.silent()
+		r.clock.Advance(1)
+		r.hear("milliseconds for a message 60001/60000, 1008")
+		late.expect("close:1008 message took longer than 1m0s", "eof")
+		inTime.write(whole[5000:])
+		r.hear("10000 bytes")
+		r.clock.Advance(time.Hour)
+		for _, c := range []*client{inTime, idle} {
+			c.ping("alive")
+			c.expect("pong:alive")
+		}
+		r.silent()
+		r.refused(map[string]uint64{"MessageTime": 1})
+		if n := r.rt.Stats().Buffered; n != 0 {
+			t.Errorf("%d bytes are kept", n)
+		}
+	})
+}
+
+// TestMessageRateIsLimited: a second's worth may come at once, pings count, and what
+// waits is refilled.
+func TestMessageRateIsLimited(t *testing.T) {
+	awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+		r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{MessageRate: 10}})
+		s := &script{fail: failing}
+		s.construct = func(ctx context.Context, a *actor) error {
+			return a.state.SetWebSocketAutoResponse(ctx, hibernate.AutoResponse{Request: "ping", Response: "pong"})
+		}
+		s.message = func(_ context.Context, a *actor, _ hibernate.WebSocket, m hibernate.Message) error {
+			a.tell("%s", m.Data)
+			return nil
+		}
+		r.act(s, nil)
+		c, calm := r.dial("/o/a"), r.dial("/o/a")
+		pause(r)
+		bring := func(n int) {
+			for i := range n {
+				switch i % 3 {
+				case 0:
+					c.send("m")
+					r.hear("m")
+				case 1:
+					c.ping("p")
+					c.expect("pong:p")
+				case 2:
+					c.send("ping")
+					c.expect("text:pong")
+				}
+			}
+		}
+		bring(10)
+		r.clock.Advance(500 * time.Millisecond)
+		bring(5)
+		r.clock.Advance(time.Hour)
+		bring(10)
+		c.send("one too many")
+		r.hear("messages per second 11/10, 1008")
+		c.expect("close:1008 messages per second: 11 is over the limit of 10", "eof")
+		calm.send("m")
+		r.hear("m")
+		r.refused(map[string]uint64{"MessageRate": 1})
+	})
+}
+
+// TestWaitingBytesOfAnObjectAreLimited: what its sockets bring while it is busy. One
+// message may always wait.
+func TestWaitingBytesOfAnObjectAreLimited(t *testing.T) {
+	r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{WaitingBytes: 100 << 10}})
+	s := &script{fail: failing}
+	goOn := make(chan struct{})
+	s.message = func(_ context.Context, a *actor, _ hibernate.WebSocket, m hibernate.Message) error {
+		a.tell("%d bytes", len(m.Data))
+		<-goOn
+		return nil
+	}
+	r.act(s, nil)
+	first, second, third, fourth := r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/a")
+	first.sendBinary(make([]byte, 200<<10))
+	r.hear("204800 bytes")
+	second.sendBinary(make([]byte, 60<<10))
+	r.until("the second to wait", func() bool { return r.rt.Stats().Messages == 2 })
+	third.sendBinary(make([]byte, 50<<10))
+	third.expect("close:1013 bytes waiting for one object: 112640 is over the limit of 102400", "eof")
+	fourth.sendBinary(make([]byte, 40<<10))
+	close(goOn)
+	r.hear("61440 bytes")
+	r.hear("bytes waiting for one object 112640/102400, 1013")
+	r.hear("40960 bytes")
+	r.refused(map[string]uint64{"WaitingBytes": 1})
+}
+
+// TestCrowdedRuntimeRefusesMessagesThatGrow: a quarter over Limits.Buffered is for
+// those who are connected; whoever needs more then is told to try again.
+func TestCrowdedRuntimeRefusesMessagesThatGrow(t *testing.T) {
+	awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+		r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{Buffered: 1 << 20}})
+		s := &script{fail: failing}
+		s.message = func(_ context.Context, a *actor, _ hibernate.WebSocket, m hibernate.Message) error {
+			a.tell("%d bytes", len(m.Data))
+			return nil
+		}
+		r.act(s, nil)
+		a, b, c, other := r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/other")
+		ready(a, b, c, other)
+		pause(r)
+		part := strings.Repeat("x", 600<<10)
+		for i, c := range []*client{a, b} {
+			c.frame(false, ws.OpText, part)
+			r.until("it to be counted", func() bool { return r.rt.Stats().Buffered == int64(i+1)*600<<10 })
+		}
+		c.frame(false, ws.OpText, part)
+		got := <-r.play.events
+		if !strings.HasPrefix(got, "bytes buffered by the runtime ") || !strings.HasSuffix(got, "/1048576, 1013") {
+			t.Errorf("heard %q", got)
+		}
+		a.frame(true, ws.OpContinuation, "")
+		r.hear("614400 bytes")
+		other.send("small ones pass")
+		r.hear("15 bytes")
+		b.drop()
+		c.drop()
+		r.until("room", func() bool { return r.rt.Stats().Buffered == 0 })
+		r.refused(map[string]uint64{"Buffered": 1})
+	})
+}

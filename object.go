@@ -222,6 +222,8 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 			SendQueue:    lim.SendQueue,
 			SlowReader:   socket.SlowReader(c.opt.SlowReader),
 			Pool:         &rt.pool,
+			Patience:     rt.patience,
+			MessageRate:  lim.MessageRate,
 			Linger:       2 * time.Second,
 			LingerBytes:  256 << 10,
 			CloseTimeout: orDefault(c.opt.CloseTimeout, 30*time.Second),

@@ -37,6 +37,15 @@ func (r *rig) asking(name string) {
 	r.clock.Advance((at-r.clock.Now().Sub(epoch)%pingEvery+pingEvery-1)%pingEvery + 1)
 }
 
+// ready waits until what the clients send is read: that begins behind the 101.
+func ready(clients ...*client) {
+	for _, c := range clients {
+		c.t.Helper()
+		c.ping("ready")
+		c.expect("pong:ready")
+	}
+}
+
 // read waits until the runtime has read all that was sent to it before: a second
 // ping of another connection is answered after the first one's turn has ended.
 func (r *rig) read(other *client) {
@@ -54,7 +63,7 @@ func TestSilentPeerIsAskedAndCut(t *testing.T) {
 		t.Run(map[bool]string{false: "awake", true: "asleep"}[asleep], func(t *testing.T) {
 			r := pings(t, closing())
 			answers, slow, silent, other := r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/a"), r.dial("/o/other")
-			r.read(other)
+			ready(answers, slow, silent, other)
 			if asleep {
 				r.evict("a")
 			}
@@ -108,6 +117,7 @@ func TestPeerWhoseEventWaitsIsNotJudged(t *testing.T) {
 	}
 	r := pings(t, s)
 	c := r.dial("/o/a")
+	ready(c)
 	r.asking("a")
 	r.asking("a")
 	c.expect("op 9") // and the message is no answer to it that anybody could read

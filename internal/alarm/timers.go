@@ -29,6 +29,9 @@ type Deadline struct {
 // NewTimers returns an empty set of deadlines on clock.
 func NewTimers(clock Clock) *Timers { return &Timers{clock: clock} }
 
+// Now is the time by the clock.
+func (t *Timers) Now() time.Time { return t.clock.Now() }
+
 // Set makes d due after the given time from now, instead of any earlier setting.
 func (t *Timers) Set(d *Deadline, after time.Duration) {
 	at := t.clock.Now().Add(after)

@@ -113,7 +113,8 @@ func (c Cause) String() string { return causes[c] }
 // A mailbox is a queue of work. Its lock is the object's.
 type mailbox struct {
 	first, last *Work
-	n           int // requests, calls and Do functions
+	n           int32  // requests, calls and Do functions
+	kib         uint32 // of messages, each rounded up
 }
 
 func (m *mailbox) push(w *Work) {
@@ -124,6 +125,7 @@ func (m *mailbox) push(w *Work) {
 		m.first = w
 	}
 	m.last = w
+	m.kib += w.kib()
 	if w.counted() {
 		m.n++
 	}
@@ -141,10 +143,14 @@ func (m *mailbox) remove(w *Work) {
 		m.last = w.prev
 	}
 	w.queued, w.prev, w.next = false, nil, nil
+	m.kib -= w.kib()
 	if w.counted() {
 		m.n--
 	}
 }
+
+// kib is the size of a message.
+func (w *Work) kib() uint32 { return uint32((len(w.event.Data) + 1023) >> 10) }
 
 // counted reports whether w counts towards the mailbox's limit. Socket events
 // are bounded by the sockets, resumes by the handlers, and of alarms there is one.
@@ -186,7 +192,7 @@ func (o *Object) post(w *Work, name string) error {
 		o.mu.Unlock()
 		return errRemoved
 	}
-	if most := o.reg.cfg.Mailbox; w.counted() && most > 0 && o.mail.n >= most {
+	if most := o.reg.cfg.Mailbox; w.counted() && most > 0 && int(o.mail.n) >= most {
 		o.mu.Unlock()
 		return o.reg.cfg.Refused.Refuse(limit.Waiting, int64(most), int64(most)+1)
 	}
@@ -545,6 +551,12 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 	if !socket.Listed(s) {
 		o.mu.Unlock()
 		return false // cut, or taken back: nobody waits for its events
+	}
+	if most := o.reg.cfg.WaitingBytes; most > 0 && o.mail.kib > 0 && int64(o.mail.kib+w.kib()) > most>>10 {
+		got := int64(o.mail.kib+w.kib()) << 10
+		o.mu.Unlock()
+		s.Refuse(limit.WaitingBytes, 1013, most, got)
+		return true
 	}
 	o.mail.push(w)
 	run := o.claimLocked()

@@ -60,6 +60,7 @@ type Config struct {
 	SocketsPerObject int
 	Sockets          int
 	Mailbox          int           // requests, calls and Do functions waiting at one object
+	WaitingBytes     int64         // of messages waiting at one object
 	Undelivered      int64         // bytes a turn may hold back for sockets
 	AwakeWarning     time.Duration // age at which the log tells of a blocker; 0 or less: never
 	WakeWarning      int           // wakes of an object in a minute that the log tells of; 0 or less: never

@@ -55,7 +55,7 @@ func (s *Socket) inflate(w *poll.Worker, it wire.Item, rest []byte, own bool) (_
 	}
 	s.mu.Lock()
 	switch {
-	case s.flags&(cut|lost) != 0:
+	case s.flags&(cut|lost|failed) != 0:
 		s.mu.Unlock()
 		return it, false
 	case s.flags&ended != 0: // nobody will read it: see Goodbye

@@ -54,8 +54,11 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 		}
 		switch it.Kind {
 		case wire.None:
-			return true
+			return !s.keeps && s.dec.AtRest() || s.keep()
 		case wire.Ping:
+			if s.cfg.MessageRate > 0 && !s.arrived() {
+				return false
+			}
 			// A pong goes behind what was queued before, never inside a frame.
 			s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)})
 		case wire.Pong:
@@ -65,6 +68,9 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 			// Nobody may ever answer by hand, so then it is looked out for.
 			return s.cfg.ManualClose
 		case wire.Text, wire.Binary:
+			if (s.keeps || s.cfg.MessageRate > 0) && !s.arrived() {
+				return false
+			}
 			if it.Compressed {
 				var ok bool
 				if it, ok = s.inflate(w, it, p, own); !ok {
@@ -101,7 +107,7 @@ func (s *Socket) message(w *poll.Worker, it wire.Item, rest []byte, own bool) (l
 	e := Event{Kind: Message, Text: it.Kind == wire.Text, Data: it.Data, More: len(rest) > 0}
 	s.mu.Lock()
 	switch {
-	case s.flags&(cut|lost) != 0:
+	case s.flags&(cut|lost|failed) != 0:
 		s.mu.Unlock()
 		return nil, false, false
 	case s.flags&ended != 0: // see Goodbye
@@ -240,7 +246,7 @@ func (s *Socket) Handled() {
 // peerClosed begins or completes the closing handshake.
 func (s *Socket) peerClosed(w *poll.Worker, it wire.Item) {
 	s.mu.Lock()
-	if s.flags&(cut|lost) != 0 {
+	if s.flags&(cut|lost|failed) != 0 {
 		s.mu.Unlock()
 		return
 	}
@@ -288,7 +294,7 @@ func (s *Socket) fail(w *poll.Worker, err error) {
 		err = s.cfg.tooBig(violation)
 	}
 	s.mu.Lock()
-	if s.flags&(cut|lost) != 0 {
+	if s.flags&(cut|lost|failed) != 0 {
 		s.mu.Unlock()
 		return
 	}
@@ -405,7 +411,7 @@ func (s *Socket) drop() {
 	b := s.busy
 	s.busy = nil
 	if b != nil {
-		b.letGo(s.cfg.Pool)
+		b.letGo(s.cfg)
 	}
 	s.mu.Unlock()
 	if b != nil && b.deadline.F != nil {

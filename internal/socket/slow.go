@@ -176,37 +176,56 @@ func (s *Socket) Room(n int) error {
 
 // extra is what few of the busy connections need. It is guarded by Socket.mu.
 type extra struct {
-	charged int64 // what the Pool counts for this connection
-	in      int64 // of that, for a message that is not complete
+	charged int64  // what the Pool counts for this connection
+	in      int64  // of that, for a message that is not complete
+	begun   *begun // what has to be complete in time
+	full    int64  // when the bucket of Config.MessageRate is, Unix nanoseconds
+}
+
+func (s *Socket) extraLocked() *extra {
+	b := s.busyLocked()
+	if b.x == nil {
+		b.x = new(extra)
+	}
+	return b.x
 }
 
 // chargeLocked brings what the Pool counts in line with what is kept.
 func (s *Socket) chargeLocked(b *busy) {
-	if s.cfg.Pool == nil || s.busy != b { // gone: letGo was before
+	if s.busy != b { // gone: letGo was before
 		return
 	}
 	var keeps int64
-	if b.full {
-		keeps = b.outSize
-	}
-	if b.x == nil {
-		if keeps == 0 {
-			return
+	if p := s.cfg.Pool; p != nil {
+		if b.full {
+			keeps = b.outSize
 		}
-		b.x = new(extra)
+		if b.x == nil {
+			if keeps == 0 {
+				return
+			}
+			b.x = new(extra)
+		}
+		keeps += b.x.in
+		p.n.Add(keeps - b.x.charged)
+		b.x.charged = keeps
 	}
-	keeps += b.x.in
-	s.cfg.Pool.n.Add(keeps - b.x.charged)
-	b.x.charged = keeps
-	if *b.x == (extra{}) {
+	if b.x != nil && *b.x == (extra{}) {
 		b.x = nil
 	}
 }
 
-// letGo ends what the Pool counts for a connection that is gone.
-func (b *busy) letGo(p *Pool) {
-	if b.x != nil && b.x.charged != 0 {
-		p.n.Add(-b.x.charged)
+// letGo ends what the Pool counts and the Patience waits for, for a connection that
+// is gone.
+func (b *busy) letGo(c *Config) {
+	if b.x == nil {
+		return
+	}
+	if b.x.charged != 0 {
+		c.Pool.n.Add(-b.x.charged)
+	}
+	if b.x.begun != nil {
+		c.Patience.end(b.x.begun)
 	}
 	b.x = nil
 }

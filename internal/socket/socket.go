@@ -45,6 +45,8 @@ type Config struct {
 	LingerBytes  int           // how much input to discard meanwhile
 	CloseTimeout time.Duration // how long a half-closed socket may stay so; 0 or less: for ever
 	Timers       *alarm.Timers
+	Patience     *Patience       // how long a message may take; nil: for ever
+	MessageRate  int             // messages and pings in a second; 0: no limit
 	Refused      *limit.Counters // counts refusals; nil: nobody does
 }
 
@@ -118,6 +120,8 @@ type Socket struct {
 	// Place in the owner's List; guarded by the owner's lock.
 	prev, next *Socket
 	listed     bool
+
+	keeps bool // dec is not at rest, and keep knows of it; owned like dec
 
 	window wire.Window // immutable
 
