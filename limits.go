@@ -50,8 +50,10 @@ type Limits struct {
 	// close code 1013. Beside it a connection may have 64 KiB that were
 	// read behind a message that waits for its handler. Default 1 GiB.
 	Buffered int64
-	// Undelivered is the number of bytes that one turn may send before its
-	// commit. More is a *LimitError from Send. Default 256 MiB.
+	// Undelivered is the number of bytes that an object may have sent to its
+	// WebSockets and that wait for its commits to be durable, those of the turn that
+	// sends included. More is a *LimitError from Send. A broadcast counts once.
+	// Default 256 MiB.
 	Undelivered int64
 	// Waiting is the number of requests and calls that may wait for one object.
 	// More is answered with status 503. Default 1,024.

@@ -262,3 +262,43 @@ func TestCrowdedRuntimeRefusesMessagesThatGrow(t *testing.T) {
 		r.refused(map[string]uint64{"Buffered": 1})
 	})
 }
+
+// TestUndeliveredOfAnObjectIsLimited: what several turns have sent while the disk
+// does not answer, and WaitUntil work beside them, counts together.
+func TestUndeliveredOfAnObjectIsLimited(t *testing.T) {
+	d := newDisk()
+	r := newDiskRig(t, d, &hibernate.Options{Limits: hibernate.Limits{Undelivered: 1000}})
+	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		if m.Text() == "outside" {
+			return a.state.WaitUntil(ctx, "send", func(ctx context.Context) {
+				a.tell("%s", limit(ws.SendText(ctx, strings.Repeat("o", 400))))
+			})
+		}
+		if err := a.state.Storage().PutBytes(ctx, "k", m.Data); err != nil {
+			return err
+		}
+		a.tell("%s", limit(ws.SendText(ctx, strings.Repeat("t", 400))))
+		return nil
+	}}, nil)
+	c := r.dial("/o/a")
+	ready(c)
+	start := d.stop()
+	defer start()
+	c.send("1")
+	r.hear("<nil>")
+	c.send("outside")
+	r.hear("<nil>")
+	for _, m := range []string{"3", "outside"} {
+		c.send(m)
+		r.hear("bytes sent and not yet durable 1212/1000")
+	}
+	start()
+	for _, what := range []string{"t", "o"} {
+		c.expect("text:" + strings.Repeat(what, 400))
+	}
+	r.turn("a")
+	c.send("4")
+	r.hear("<nil>")
+	c.expect("text:" + strings.Repeat("t", 400))
+	r.refused(map[string]uint64{"Undelivered": 2})
+}

@@ -123,7 +123,7 @@ func (m Message) check() (wire.Kind, error) {
 //
 // After Close, also one by the runtime, it returns [ErrClosed]; to a connection that was lost it does
 // nothing. Text that is not UTF-8 is [ErrInvalid]; more than
-// [Limits].Undelivered bytes in one turn are a *LimitError, as is, with
+// [Limits].Undelivered bytes that wait are a *LimitError, as is, with
 // [SlowReaderError], more than a slow peer's queue takes. A panic or reset in
 // the same turn takes the message back; a returned error, or the rollback of a
 // transaction, does not (semantics 4.6, 12.14).

@@ -19,7 +19,7 @@ func (a *Activation) commit(t *Turn, last *Work) error {
 		defer a.mu.Unlock()
 		return resetError(a.ended)
 	}
-	outs, buf := a.outs, a.buf
+	outs, buf, size := a.outs, a.buf, a.outSize
 	clear(a.undo)
 	a.outs, a.buf, a.outSize, a.undo = nil, nil, 0, a.undo[:0]
 	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
@@ -28,6 +28,10 @@ func (a *Activation) commit(t *Turn, last *Work) error {
 		outs = append(outs, output{work: last})
 	}
 	through := len(outs) > 0 && o.gate.TakeThrough(outs)
+	if !through && size > 0 {
+		o.undelivered.Add(size)
+		o.gate.Append(output{size: size})
+	}
 	a.mu.Unlock()
 	if through {
 		o.emit(t, outs)

@@ -490,7 +490,9 @@ func (o *Object) inspect(in *Inspection) {
 	}
 	o.mu.Unlock()
 	for out := range o.gate.Held() {
-		in.Held++
+		if out.size == 0 || out.sock != nil || out.all != nil { // else it only counts
+			in.Held++
+		}
 		in.HeldBytes += int64(len(out.frame.Bytes))
 	}
 	if a == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/gate"
@@ -28,6 +29,8 @@ type Object struct {
 
 	// flush is owned by whoever drains the gate.
 	flush []*socket.Socket
+
+	undelivered atomic.Int64 // bytes for sockets that wait at the gate
 
 	mu      sync.Mutex // guards the following; no call out of this package is made under it
 	name    string     // "" until known
@@ -62,6 +65,7 @@ type output struct {
 	own   bool  // the runtime's, not the turn's: it leaves though the turn is undone
 	work  *Work // its outcome is told
 	done  func(error)
+	size  int64 // to be taken off Object.undelivered; alone, it is of the outputs before
 }
 
 // Work is one thing to be done in a turn of an object.
@@ -610,6 +614,12 @@ func (o *Object) Busy(delta int) { o.reg.busy.Add(int64(delta)) }
 
 // release lets one output go. The gate calls it, one at a time.
 func (o *Object) release(out output, err error) {
+	if out.size != 0 {
+		o.undelivered.Add(-out.size)
+		if out.sock == nil && out.all == nil {
+			return
+		}
+	}
 	if out.all != nil {
 		if err == nil {
 			for _, s := range out.all {

@@ -36,8 +36,8 @@ func (t *Turn) sendLocked(s *socket.Socket, f socket.Frame) error {
 // holdLocked counts n more bytes of the stretch.
 func (a *Activation) holdLocked(n int64) error {
 	size := a.outSize + n
-	if cfg := &a.obj.reg.cfg; cfg.Undelivered > 0 && size > cfg.Undelivered {
-		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
+	if err := a.obj.holds(size); err != nil {
+		return err
 	}
 	a.outSize = size
 	return nil
@@ -99,7 +99,27 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 	if err := s.Room(len(f.Bytes)); err != nil {
 		return err
 	}
-	x.act.obj.gate.Hold(output{sock: s, frame: f})
+	return x.hold(output{sock: s, frame: f})
+}
+
+// hold puts out behind everything the object has held, within the limit.
+func (x *Outside) hold(out output) error {
+	o := x.act.obj
+	out.size = int64(len(out.frame.Bytes))
+	if err := o.holds(out.size); err != nil {
+		return err
+	}
+	o.undelivered.Add(out.size)
+	o.gate.Hold(out)
+	return nil
+}
+
+// holds is an error if size more bytes for sockets are too many to wait.
+func (o *Object) holds(size int64) error {
+	cfg := &o.reg.cfg
+	if size += o.undelivered.Load(); cfg.Undelivered > 0 && size > cfg.Undelivered {
+		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
+	}
 	return nil
 }
 
@@ -108,8 +128,7 @@ func (x *Outside) SendAll(all []*socket.Socket, f socket.Frame) error {
 	if err := x.act.Ended(); err != nil {
 		return err
 	}
-	x.act.obj.gate.Hold(output{all: all, frame: f})
-	return nil
+	return x.hold(output{all: all, frame: f})
 }
 
 // CloseSocket closes s behind everything the object has held.
