@@ -48,6 +48,7 @@ type loop struct {
 	waits, events, controls atomic.Uint64
 	stopped                 atomic.Bool
 	worker                  atomic.Pointer[Worker] // whose goroutine runs the loop, or has run it last
+	resting                 atomic.Bool            // the loop waits for events
 	watched                 atomic.Bool            // the watch ticks
 	wake                    chan struct{}          // has it tick
 	ended                   chan struct{}          // closed when the loop is over
@@ -255,7 +256,9 @@ func (l *loop) run(w *Worker) {
 			}
 		}
 		l.ready, l.next = l.ready[:0], 0
+		l.resting.Store(true)
 		err := l.raw.Read(fetch)
+		l.resting.Store(false)
 		if l.stopped.Load() {
 			close(l.ended)
 			l.p.running.Done()
@@ -294,15 +297,16 @@ func (l *loop) replace(w *Worker) {
 	l.release(c)
 }
 
-// watch is the goroutine that sees to it that a callback which does not return keeps nobody waiting. It sleeps while the loop does.
+// watch is the goroutine that sees to it that a callback keeps nobody waiting: neither by one turn that does not end nor by
+// many. It sleeps while the loop does.
 func (l *loop) watch() {
 	var seen *Worker
 	var token, waits uint64
-	idle := 0
+	idle, long := 0, 0 // ticks without a round, and of one callback
 	for {
 		if idle > watchIdle {
 			l.watched.Store(false)
-			if l.waits.Load() != waits && l.watched.CompareAndSwap(false, true) {
+			if (l.waits.Load() != waits || !l.resting.Load()) && l.watched.CompareAndSwap(false, true) {
 				idle = 0 // the loop has begun a round and not seen that nobody watches
 				continue
 			}
@@ -321,16 +325,15 @@ func (l *loop) watch() {
 		}
 		w := l.worker.Load()
 		v := w.token.Load()
-		switch up := v&1 == 1 && v != tokenTaken; {
-		case up && w == seen && v == token:
-			if w.token.CompareAndSwap(v, tokenTaken) {
-				l.replace(w)
-			}
+		if long++; w != seen || v/tokenCall != token/tokenCall {
+			long = 0
+		}
+		up := v&1 == 1 && v != tokenTaken
+		if up && (w == seen && v == token || long >= watchCalls) && w.token.CompareAndSwap(v, tokenTaken) {
+			l.replace(w)
+		}
+		if idle++; up || !l.resting.Load() || waits != l.waits.Load() {
 			idle = 0
-		case up || waits != l.waits.Load():
-			idle = 0
-		default:
-			idle++
 		}
 		seen, token, waits = w, v, l.waits.Load()
 	}
@@ -369,6 +372,7 @@ func (l *loop) serve(w *Worker, c *Conn, events uint32) bool {
 		return true
 	}
 	w.conn = c
+	w.token.Add(tokenCall)
 	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && c.takeWantOut() {
 		c.h.Writable()
 	}

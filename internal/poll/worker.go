@@ -19,7 +19,7 @@ type Worker struct {
 	Local any
 
 	loop  replacer
-	token atomic.Uint64 // even: held by the worker; odd: up for grabs; tokenTaken: the loop went on without it
+	token atomic.Uint64 // even: held by the worker; odd: up for grabs; tokenTaken: the loop went on without it; see tokenCall
 	pace  *Pace         // of the code that runs; written before the token is put up
 
 	// Held with the token.
@@ -28,7 +28,10 @@ type Worker struct {
 	later []Flusher // to be flushed after the callback
 }
 
-const tokenTaken = ^uint64(0)
+const (
+	tokenTaken = ^uint64(0)
+	tokenCall  = 1 << 32 // each callback adds it, so that its turns can be told from others'
+)
 
 // replacer is the loop of a worker: replace has another goroutine go on, once the caller has taken the token.
 type replacer interface{ replace(w *Worker) }
@@ -59,8 +62,19 @@ func (w *Worker) Leave() {
 	}
 }
 
-// Detach hands the loop to another goroutine: the caller is about to block. Between Enter and Leave any goroutine may call it.
+// Detach hands the loop to another goroutine: the caller is about to block. Any goroutine may call it; outside of Enter and
+// Leave it does nothing.
 func (w *Worker) Detach() {
+	if w == nil {
+		return
+	}
+	if v := w.token.Load(); v&1 == 1 && v != tokenTaken && w.token.CompareAndSwap(v, tokenTaken) {
+		w.loop.replace(w)
+	}
+}
+
+// DetachSelf is Detach for the worker's own goroutine, also outside of Enter and Leave.
+func (w *Worker) DetachSelf() {
 	if w == nil {
 		return
 	}
@@ -94,7 +108,7 @@ func (w *Worker) flush() {
 type Pace struct {
 	skip    atomic.Int32 // runs still to be made elsewhere
 	penalty atomic.Int32 // how many the last takeover has cost
-	since   atomic.Int32 // runs on a loop since then
+	since   atomic.Int32 // runs on a loop since then, as far as they matter
 }
 
 const (
@@ -106,7 +120,9 @@ const (
 // Inline reports whether the next run may be made on a loop.
 func (p *Pace) Inline() bool {
 	if p.skip.Load() <= 0 {
-		p.since.Add(1)
+		if p.since.Load() < trusted {
+			p.since.Add(1)
+		}
 		return true
 	}
 	p.skip.Add(-1)
@@ -124,6 +140,7 @@ func (p *Pace) slow() {
 }
 
 const (
-	watchTick = 2 * time.Millisecond
-	watchIdle = 50 // ticks without a round until the watch sleeps
+	watchTick  = 2 * time.Millisecond
+	watchCalls = 5  // ticks that one callback may take, though none of its turns takes one
+	watchIdle  = 50 // ticks without a round until the watch sleeps
 )

@@ -122,7 +122,7 @@ func (a *Activation) begin(t *Turn) error {
 func (o *Object) construct(me *runner, w *Work) *Activation {
 	reg := o.reg
 	if !me.slot {
-		me.worker.Detach()
+		me.worker.DetachSelf()
 		reg.takeSlot()
 		me.slot = true
 	}

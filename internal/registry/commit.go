@@ -43,7 +43,7 @@ func (a *Activation) commit(t *Turn, last *Work) error {
 	}
 	if wrote && o.reg.cfg.Store.Behind() {
 		// A disk that does not keep up slows down those who write.
-		t.me.worker.Detach()
+		t.me.worker.DetachSelf()
 		return o.reg.cfg.Store.Throttle(context.Background())
 	}
 	return nil

@@ -9,10 +9,10 @@ import (
 // has nothing else to do: no mailbox, no second goroutine, no copy of the message.
 // Should the handler take long, the poller goes on without that goroutine; a class
 // that makes it do so is served by runners for a while.
-func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) bool {
+func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served, kept bool) {
 	reg := o.reg
 	if reg.closing.Load() || reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
-		return false
+		return false, false
 	}
 	me, ok := w.Local.(*runner)
 	if !ok {
@@ -22,12 +22,12 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) bool {
 	o.mu.Lock()
 	if o.runner != nil || o.mail.first != nil || !socket.Listed(s) {
 		o.mu.Unlock()
-		return false
+		return false, false
 	}
 	a, d := o.act, o.timeout
 	if a == nil && !reg.tryTake() {
 		o.mu.Unlock()
-		return false
+		return false, false
 	}
 	o.runner, me.slot = me, a == nil
 	o.mu.Unlock()
@@ -37,11 +37,12 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) bool {
 	cause := o.count(e.Kind)
 	if a == nil {
 		if a = o.construct(me, &Work{Cause: cause, sock: s, event: e}); a == nil {
-			return true
+			return true, true
 		}
 	}
-	o.perform(&Turn{act: a, sock: s, me: me, cause: cause, waiting: true, more: e.More}, e, d)
-	return true
+	t := &Turn{act: a, sock: s, me: me, cause: cause, waiting: true, more: e.More}
+	o.perform(t, e, d)
+	return true, t.kept
 }
 
 // count counts an event of a socket.

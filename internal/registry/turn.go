@@ -36,6 +36,7 @@ type Turn struct {
 	cause       Cause // immutable, like the following
 	constructor bool
 	more        bool // the served event is not the last of what was read
+	kept        bool // the served event was not passed on; owned by the goroutine that serves it
 }
 
 type turnKey struct{}
@@ -170,6 +171,7 @@ func (o *Object) turn(me *runner, a *Activation, w *Work) {
 func (o *Object) perform(t *Turn, e socket.Event, d time.Duration) {
 	a, w := t.act, t.work
 	if err := a.begin(t); err != nil {
+		t.kept = true
 		o.finish(w, resetError(err))
 		return
 	}
@@ -293,6 +295,7 @@ func (o *Object) eventOver(t *Turn, here bool) {
 	}
 	if t.work == nil {
 		if here {
+			t.kept = true
 			return // whoever serves it goes on
 		}
 		t.sock.PassOn()

@@ -121,8 +121,9 @@ func (s *Socket) message(w *poll.Worker, it wire.Item, rest []byte, own bool) (l
 			s.busyLocked().rest = rest
 		}
 		s.mu.Unlock()
-		if s.owner.Serve(w, s, e) {
-			return rest, own, s.served()
+		if served, kept := s.owner.Serve(w, s, e); served {
+			// What was passed on is another's: serving may be set again, for the next event.
+			return rest, own, kept && s.served()
 		}
 		s.mu.Lock()
 		if s.flags&serving == 0 { // Goodbye has taken the input side
@@ -209,9 +210,12 @@ func (s *Socket) passOnLocked() {
 
 // tell has the last event served or delivered.
 func (s *Socket) tell(w *poll.Worker, e Event) {
-	if w == nil || !s.owner.Serve(w, s, e) {
-		s.owner.Deliver(s, e)
+	if w != nil {
+		if served, _ := s.owner.Serve(w, s, e); served {
+			return
+		}
 	}
+	s.owner.Deliver(s, e)
 }
 
 func (s *Socket) takeInLocked() (in []byte) {
@@ -423,13 +427,19 @@ func (s *Socket) drop() {
 }
 
 // Cut ends the connection at once, without Close frame and without events. Output
-// that is being written is still offered to the system, not waited for.
+// that was queued is still offered to the system, not waited for.
 func (s *Socket) Cut() {
 	s.mu.Lock()
 	s.flags |= cut
 	if s.flags&writing != 0 {
 		s.busyLocked().last = true // the writer drops the connection
 		s.mu.Unlock()
+		return
+	}
+	if b := s.busy; b != nil && len(b.out) > 0 && !b.full && s.flags&(opened|lost) == opened {
+		b.last = true
+		s.flags |= writing
+		s.writeLocked(b)
 		return
 	}
 	s.mu.Unlock()

@@ -78,8 +78,9 @@ type Event struct {
 type Owner interface {
 	// Serve handles an event of s on the goroutine of w, if that can be done at
 	// once, and reports whether it did; if not, nothing has happened. It may
-	// call PassOn and Handled meanwhile; otherwise they must not be called.
-	Serve(w *poll.Worker, s *Socket, e Event) bool
+	// call PassOn and Handled meanwhile; otherwise they must not be called. Unless
+	// it did, the event was kept.
+	Serve(w *poll.Worker, s *Socket, e Event) (served, kept bool)
 	// Deliver takes an event of s that was not served. No other follows, and nothing more is
 	// decoded, before Handled is called. False says that the event is of no
 	// interest and has been dropped; Handled must then not be called.

@@ -34,7 +34,7 @@ type owner struct {
 	events chan Event
 }
 
-func (o *owner) Serve(*poll.Worker, *Socket, Event) bool { return false }
+func (o *owner) Serve(*poll.Worker, *Socket, Event) (bool, bool) { return false, false }
 
 func (o *owner) Deliver(s *Socket, e Event) bool { o.events <- e; return true }
 
