@@ -44,10 +44,17 @@ func (s *Socket) Input(w *poll.Worker, p []byte) (more bool) {
 // decode takes items out of p until an event is delivered, and reports whether
 // it came to the end of p without one. It keeps p only if it is the socket's own:
 // a copy for each message would be 300 MiB for 64 KiB of the smallest.
+//
+// Pongs that follow each other are written together: 64 KiB of pings would be
+// thousands of system calls, for which all other connections wait.
 func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
-	for {
+	for flush := false; ; {
 		it, n, err := s.dec.Next(p, s.wire())
 		p = p[n:]
+		if flush && (err != nil || it.Kind != wire.Ping) {
+			flush = false
+			s.Flush()
+		}
 		if err != nil {
 			s.fail(w, err)
 			return false
@@ -57,10 +64,13 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 			return !s.keeps && s.dec.AtRest() || s.keep()
 		case wire.Ping:
 			if s.cfg.MessageRate > 0 && !s.arrived() {
+				if flush {
+					s.Flush()
+				}
 				return false
 			}
 			// A pong goes behind what was queued before, never inside a frame.
-			s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)})
+			flush = s.Queue(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)}) || flush
 		case wire.Pong:
 		case wire.Close:
 			s.peerClosed(w, it)

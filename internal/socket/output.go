@@ -200,7 +200,11 @@ func (s *Socket) wroteLocked(err error) {
 	}
 	s.flags &^= writing
 	if b == nil {
+		finish := s.finishLocked()
 		s.mu.Unlock()
+		if finish {
+			s.finish()
+		}
 		return
 	}
 	empty := len(b.out) == 0

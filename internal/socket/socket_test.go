@@ -474,3 +474,47 @@ func TestManySmallMessagesCostTheirSize(t *testing.T) {
 		}
 	})
 }
+
+// TestFailedWriteEndsAConnectionThatHasFailed: one that is not read any more, as its
+// peer broke the protocol, and whose Close is still held.
+func TestFailedWriteEndsAConnectionThatHasFailed(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		b := newBench(t, o, Config{}, nil)
+		b.owner.mu.Lock()
+		b.owner.hold = true
+		b.owner.mu.Unlock()
+		b.write([]byte{0xf1, 0x80, 0, 0, 0, 0})
+		b.event("error")
+		b.peer.SetLinger(0)
+		b.peer.Close()
+		b.s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Text, []byte("to nobody"))})
+		b.owner.release()
+		b.s.Handled()
+		b.clock.Advance(3 * time.Second)
+		if n := b.poll.Len(); n != 0 {
+			t.Errorf("%d connections are left", n)
+		}
+	})
+}
+
+// TestPingsAreAnsweredTogether, each and in order.
+func TestPingsAreAnsweredTogether(t *testing.T) {
+	eachPoller(t, func(t *testing.T, o poll.Options) {
+		b := newBench(t, o, Config{}, nil)
+		b.owner.mu.Lock()
+		b.owner.auto["ping"] = "pong"
+		b.owner.mu.Unlock()
+		const n = 1000
+		var input []byte
+		for i := range n {
+			input = append(input, frame(ws.OpPing, fmt.Sprint(i))...)
+			input = append(input, frame(ws.OpText, "ping")...)
+		}
+		go b.peer.Write(append(input, frame(ws.OpText, "message")...))
+		for i := range n {
+			b.receive(fmt.Sprint("pong ", i))
+			b.receive("text pong")
+		}
+		b.event("message")
+	})
+}
