@@ -25,6 +25,8 @@
 //	hibernate_commit_groups_total                     groups of commits, each with one sync of the disk
 //	hibernate_commit_group_seconds_total              time that those took
 //	hibernate_gate_wait_seconds                       histogram, from a commit until its output may leave
+//	hibernate_buffered_bytes                          what peers leave unread or incomplete
+//	hibernate_vanished_total                          peers that did not answer a ping
 //	hibernate_refusals_total{limit}                   what met a limit, by its name in hibernate.Limits
 package hibernateprom
 
@@ -64,12 +66,14 @@ var (
 	groups         = desc("commit_groups_total", "Groups of commits, each with one sync of the disk.")
 	groupSeconds   = desc("commit_group_seconds_total", "Time that writing and syncing groups of commits took.")
 	gateWait       = desc("gate_wait_seconds", "Time from a turn's commit until its output may leave.")
+	buffered       = desc("buffered_bytes", "Bytes that peers leave unread or incomplete; hibernate.Limits.Buffered limits them.")
+	vanished       = desc("vanished_total", "Connections cut because the peer did not answer a ping.")
 	refusals       = desc("refusals_total", "What met a limit, by its name in hibernate.Limits.", "limit")
 )
 
 var all = []*prometheus.Desc{
 	websockets, objects, wakes, turnDuration, hibernations, failures, resets, revoked, messages, autoResponses,
-	handlerErrors, handlerPanics, commits, commitsPending, groups, groupSeconds, gateWait, refusals,
+	handlerErrors, handlerPanics, commits, commitsPending, groups, groupSeconds, gateWait, buffered, vanished, refusals,
 }
 
 // Describe sends what Collect may send.
@@ -116,6 +120,8 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	counter(groups, s.Syncs)
 	send(groupSeconds, prometheus.CounterValue, s.SyncTime.Seconds())
 	to <- histogram(gateWait, s.GateWait)
+	gauge(buffered, s.Buffered)
+	counter(vanished, s.Vanished)
 	for limit, n := range s.Refused.All() {
 		counter(refusals, n, limit)
 	}
