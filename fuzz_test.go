@@ -131,7 +131,9 @@ func FuzzAttachmentBytes(f *testing.F) {
 				continue // a time out of range, or NaN in JSON
 			}
 			var w any
-			if err := c.Unmarshal(again, &w); err != nil {
+			if err := c.Unmarshal(again, &w); err != nil && strings.Contains(err.Error(), "time.Time") {
+				continue // a year that RFC 3339 cannot write, which CBOR's documentation excludes
+			} else if err != nil {
 				t.Fatalf("%s: %x decodes, and cannot be decoded again as %x: %v", name, b, again, err)
 			}
 			if third, err := c.Marshal(w); err != nil || !bytes.Equal(third, again) {

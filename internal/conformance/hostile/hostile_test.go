@@ -106,7 +106,7 @@ func siege(tb testing.TB, s *server, each int) (end func() []int) {
 func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
 	each, d := 4, 2*time.Second
 	if os.Getenv("HIBERNATE_SLOW") != "" {
-		each, d = 16, time.Minute
+		each, d = 8, time.Minute
 	}
 	s := serve(t)
 	c := gather(t, s, 32, rooms)
