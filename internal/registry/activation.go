@@ -13,6 +13,7 @@ import (
 // An Activation is one in-memory life of an object.
 type Activation struct {
 	obj      *Object
+	live     *live         // the object's, as long as a lasts
 	Store    *store.Object // the object's storage; writes go through a Turn
 	Instance any           // set by construct before the first event
 
@@ -73,7 +74,7 @@ func (a *Activation) end(cause error) (running []*Turn) {
 	undo := a.undo
 	for _, out := range a.outs {
 		if out.own {
-			a.obj.gate.Append(out)
+			a.live.gate.Append(out)
 		}
 	}
 	a.undo, a.outs, a.buf, a.outSize = nil, nil, nil, 0
@@ -83,8 +84,8 @@ func (a *Activation) end(cause error) (running []*Turn) {
 	}
 	close(a.done)
 	a.mu.Unlock()
-	a.obj.gate.Drain()
-	a.obj.reg.timers.Clear(&a.idle)
+	a.live.gate.Drain()
+	a.obj.class.reg.timers.Clear(&a.idle)
 	a.obj.takeBack(undo)
 	a.Store.Close()
 	return running
@@ -111,7 +112,7 @@ func (a *Activation) begin(t *Turn) error {
 	if a.ended != nil {
 		return a.ended
 	}
-	t.began = a.obj.reg.watch.now.Load()
+	t.began = a.obj.class.reg.watch.now.Load()
 	a.current = t
 	return nil
 }
@@ -120,7 +121,7 @@ func (a *Activation) begin(t *Turn) error {
 // is reset, and w and what had come to wait meanwhile fail with it: they shared
 // the construction (semantics 9.4, 9.8). It returns nil then.
 func (o *Object) construct(me *runner, w *Work) *Activation {
-	reg := o.reg
+	reg := o.class.reg
 	if !me.slot {
 		me.worker.DetachSelf()
 		reg.takeSlot()
@@ -136,6 +137,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 	a.idle.F = func() { o.idleCheck(a) }
 	o.made(a)
 	o.mu.Lock()
+	o.bringLocked()
 	if o.runner != me {
 		o.mu.Unlock()
 		o.unmade(a)
@@ -143,7 +145,7 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 		o.finish(w, ErrReset)
 		return nil
 	}
-	o.act = a
+	o.act, a.live = a, o.live
 	o.mu.Unlock()
 	o.woken(w)
 
@@ -198,8 +200,9 @@ func (o *Object) construct(me *runner, w *Work) *Activation {
 
 // constructFailed resets the object after a failed construction.
 func (o *Object) constructFailed(a *Activation, w *Work, err error) {
-	o.reg.stats.failed.Add(1)
+	o.class.reg.stats.failed.Add(1)
 	o.mu.Lock()
+	o.bringLocked()
 	if o.act != a {
 		o.mu.Unlock()
 		o.finish(w, err)

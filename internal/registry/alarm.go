@@ -108,7 +108,7 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 
 // slowAlarm is when an alarm that was set for next may run.
 func (t *Turn) slowAlarm(next int64) int64 {
-	a, now := t.act, t.act.obj.reg.cfg.Clock.Now()
+	a, now := t.act, t.act.obj.class.reg.cfg.Clock.Now()
 	floor := now.Add(alarmFloor).UnixMilli()
 	if next == 0 || next >= floor {
 		a.alarmStreak = 0
@@ -196,7 +196,7 @@ func (t *Turn) SetAlarm(at time.Time) error {
 	if !t.act.obj.class.Behavior.HandlesAlarm() && t.act.Instance != nil {
 		return fmt.Errorf("%w: class %q has no Alarm method", ErrState, t.act.obj.class.Name)
 	}
-	now := t.act.obj.reg.cfg.Clock.Now().UnixMilli()
+	now := t.act.obj.class.reg.cfg.Clock.Now().UnixMilli()
 	return t.changeAlarm(max(at.UnixMilli(), now))
 }
 

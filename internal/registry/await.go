@@ -35,12 +35,12 @@ func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(
 		if a.Instance == nil {
 			// A constructor that waits for another object must not keep that
 			// one's constructor from running.
-			o.reg.freeSlot()
-			defer o.reg.takeSlot()
+			o.class.reg.freeSlot()
+			defer o.class.reg.takeSlot()
 		}
-		o.reg.busy.Add(-1)
+		o.class.reg.busy.Add(-1)
 		defer func() {
-			o.reg.busy.Add(1)
+			o.class.reg.busy.Add(1)
 			a.mu.Lock()
 			t.away = false
 			if a.ended != nil {
@@ -66,9 +66,9 @@ func (t *Turn) Await(ctx context.Context, kind BlockerKind, name string, f func(
 			err = errors.Join(gone, err)
 		}
 	}()
-	o.reg.busy.Add(-1)
-	defer o.reg.busy.Add(1)
-	if err := o.barrier(ctx, false); err != nil {
+	o.class.reg.busy.Add(-1)
+	defer o.class.reg.busy.Add(1)
+	if err := a.live.barrier(ctx, false); err != nil {
 		return err
 	}
 	return f(ctx)
@@ -84,6 +84,7 @@ func (o *Object) giveUp(t *Turn) {
 	}
 	a.mu.Unlock()
 	o.mu.Lock()
+	o.bringLocked()
 	if o.runner == t.me {
 		o.runner = nil
 	}
@@ -96,6 +97,7 @@ func (o *Object) giveUp(t *Turn) {
 func (o *Object) takeUp(t *Turn) error {
 	a := t.act
 	o.mu.Lock()
+	o.bringLocked()
 	switch {
 	case o.act != a:
 		o.mu.Unlock()
@@ -111,9 +113,9 @@ func (o *Object) takeUp(t *Turn) error {
 		next := o.claimLocked()
 		o.mu.Unlock()
 		next.start(o)
-		o.reg.busy.Add(-1)
+		o.class.reg.busy.Add(-1)
 		<-t.me.resumed
-		o.reg.busy.Add(1)
+		o.class.reg.busy.Add(1)
 		o.mu.Lock()
 	}
 	o.mu.Unlock()
@@ -171,9 +173,9 @@ func (t *Turn) Block(ctx context.Context, f func(context.Context) error) error {
 		o.log().Error("BlockConcurrencyWhile took too long, object is reset", "limit", blockLimit)
 		o.fall(a, fmt.Errorf("BlockConcurrencyWhile took longer than %v", blockLimit), true)
 	}}
-	o.reg.timers.Set(&limit, blockLimit)
+	o.class.reg.timers.Set(&limit, blockLimit)
 	defer func() {
-		o.reg.timers.Clear(&limit)
+		o.class.reg.timers.Clear(&limit)
 		a.mu.Lock()
 		t.blocks--
 		a.mu.Unlock()

@@ -27,31 +27,31 @@ func (a *Activation) commit(t *Turn, last *Work) error {
 	if last != nil && last.Done != nil {
 		outs = append(outs, output{work: last})
 	}
-	through := len(outs) > 0 && o.gate.TakeThrough(outs)
+	through := len(outs) > 0 && a.live.gate.TakeThrough(outs)
 	if !through && size > 0 {
-		o.undelivered.Add(size)
-		o.gate.Append(output{size: size})
+		a.live.undelivered.Add(size)
+		a.live.gate.Append(output{size: size})
 	}
 	a.mu.Unlock()
 	if through {
-		o.emit(t, outs)
-		o.gate.PassedThrough()
+		a.live.emit(t, outs)
+		a.live.gate.PassedThrough()
 		a.recycle(outs, buf)
 	} else if len(outs) > 0 || wrote {
-		o.gate.Drain()
+		a.live.gate.Drain()
 		a.recycle(outs, nil)
 	}
-	if wrote && o.reg.cfg.Store.Behind() {
+	if wrote && o.class.reg.cfg.Store.Behind() {
 		// A disk that does not keep up slows down those who write.
 		t.me.worker.DetachSelf()
-		return o.reg.cfg.Store.Throttle(context.Background())
+		return o.class.reg.cfg.Store.Throttle(context.Background())
 	}
 	return nil
 }
 
 // emit lets output go that has been taken through the gate. Frames of a turn that
 // was served are written when everything has been taken out of what was read.
-func (o *Object) emit(t *Turn, outs []output) {
+func (l *live) emit(t *Turn, outs []output) {
 	w := t.me.worker
 	for i := range outs {
 		out := &outs[i]
@@ -61,7 +61,7 @@ func (o *Object) emit(t *Turn, outs []output) {
 				s.Emit(out.frame)
 			}
 		case out.sock == nil:
-			o.release(*out, nil)
+			l.release(*out, nil)
 		case t.more && w.Attached():
 			if out.sock.Queue(out.frame) {
 				w.Defer(out.sock)
@@ -69,10 +69,10 @@ func (o *Object) emit(t *Turn, outs []output) {
 		case len(outs) == 1:
 			out.sock.Emit(out.frame)
 		default:
-			o.release(*out, nil)
+			l.release(*out, nil)
 		}
 	}
-	o.released()
+	l.released()
 }
 
 // recycle keeps the memory of output that has left for the next stretch.
@@ -97,21 +97,22 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	if !st.Dirty() {
 		return false
 	}
-	seq := o.gate.Issue(hold && !mutation.Gate)
-	o.reg.busy.Add(1)
-	begun := o.reg.cfg.Clock.Now()
+	l := o.outlet() // there is one, as somebody runs the object
+	seq := l.gate.Issue(hold && !mutation.Gate)
+	o.class.reg.busy.Add(1)
+	begun := o.class.reg.cfg.Clock.Now()
 	st.Commit(func(err error) { // on the store's goroutine
-		defer o.reg.busy.Add(-1)
+		defer o.class.reg.busy.Add(-1)
 		if hold {
-			o.reg.stats.gateWait.add(o.reg.cfg.Clock.Now().Sub(begun))
+			o.class.reg.stats.gateWait.add(o.class.reg.cfg.Clock.Now().Sub(begun))
 		}
 		if err != nil {
-			o.commitFailed(seq, err)
+			o.commitFailed(l, seq, err)
 		} else {
-			o.gate.Open(seq)
+			l.gate.Open(seq)
 		}
 		if alarm && err == nil {
-			o.reg.alarms.Wake()
+			o.class.reg.alarms.Wake()
 		}
 		o.settle()
 	})
@@ -120,28 +121,25 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 
 // commitFailed drops what was held for a commit that is not on disk. A store that
 // lives on has refused this object alone: it is reset (semantics 10.4).
-func (o *Object) commitFailed(seq gate.Seq, err error) {
-	o.gate.Fail(seq, err)
-	if o.reg.cfg.Store.Err() != nil {
+func (o *Object) commitFailed(l *live, seq gate.Seq, err error) {
+	l.gate.Fail(seq, err)
+	if o.class.reg.cfg.Store.Err() != nil {
 		return // the runtime is dead
 	}
 	o.log().Error("commit failed, object is reset", "err", err)
-	o.mu.Lock()
-	a := o.act
-	o.mu.Unlock()
-	if a != nil {
+	if a := o.activation(); a != nil {
 		o.fall(a, err, true)
 	}
-	o.gate.Forgive()
+	l.gate.Forgive()
 }
 
 // barrier waits for what output waits for, or with all also for the writes that
 // hold nothing back.
-func (o *Object) barrier(ctx context.Context, all bool) error {
+func (l *live) barrier(ctx context.Context, all bool) error {
 	durable := make(chan error, 1)
-	hold := o.gate.Hold
+	hold := l.gate.Hold
 	if all {
-		hold = o.gate.HoldForAll
+		hold = l.gate.HoldForAll
 	}
 	hold(output{done: func(err error) { durable <- err }})
 	select {
@@ -161,7 +159,7 @@ func (t *Turn) Sync(ctx context.Context) error {
 	if err := t.act.commit(t, nil); err != nil {
 		return err
 	}
-	return t.act.obj.barrier(ctx, true)
+	return t.act.live.barrier(ctx, true)
 }
 
 // Flush commits and calls done when everything before is durable, or failed.
@@ -172,6 +170,6 @@ func (t *Turn) Flush(done func(error)) error {
 	if err := t.act.commit(t, nil); err != nil {
 		return err
 	}
-	t.act.obj.gate.Hold(output{done: done})
+	t.act.live.gate.Hold(output{done: done})
 	return nil
 }

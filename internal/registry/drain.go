@@ -5,7 +5,7 @@ import "github.com/hibernate-go/hibernate/internal/socket"
 // Drained queues the event that what waited for the peer of s is gone. It wakes
 // the object like any other. At most one of a socket is under way.
 func (o *Object) Drained(s *socket.Socket) {
-	if !o.class.Behavior.HandlesSocket(socket.Drain) || o.reg.closing.Load() {
+	if !o.class.Behavior.HandlesSocket(socket.Drain) || o.class.reg.closing.Load() {
 		s.Drained()
 		return
 	}
@@ -14,7 +14,8 @@ func (o *Object) Drained(s *socket.Socket) {
 		o.mu.Unlock()
 		return // cut, or taken back
 	}
-	o.reg.stats.events.Add(1)
+	o.bringLocked()
+	o.class.reg.stats.events.Add(1)
 	o.mail.push(&Work{Cause: CauseDrain, sock: s, event: socket.Event{Kind: socket.Drain}})
 	run := o.claimLocked()
 	o.mu.Unlock()

@@ -48,35 +48,38 @@ type Blocker struct {
 	warned bool // the log has said so; guarded by the object's lock
 }
 
-// Wakes is what a record remembers of its object's activations, in 16 bytes.
+// Wakes is what a record remembers of its object's activations, in 8 bytes.
 type wakes struct {
-	last   int64  // when the last one began, Unix milliseconds
-	total  uint32 // since the record was made
-	recent uint16 // in the minute of last
-	cause  Cause  // of the last
+	last   uint32 // when the last one began, Unix seconds
+	counts uint32 // total since the record was made, recent in the minute of last, cause of the last
 }
 
-const minute = int64(time.Minute / time.Millisecond)
+const (
+	recentShift, totalShift = 4, 16
+	maxRecent, maxTotal     = 1<<12 - 1, 1<<16 - 1 // more are not counted
+)
+
+func (w *wakes) cause() Cause   { return Cause(w.counts & (1<<recentShift - 1)) }
+func (w *wakes) recent() uint32 { return w.counts >> recentShift & maxRecent }
+func (w *wakes) total() uint32  { return w.counts >> totalShift }
 
 // note counts an activation at now.
 func (w *wakes) note(now time.Time, cause Cause) {
-	ms := now.UnixMilli()
-	if ms/minute != w.last/minute {
-		w.recent = 0
+	s := uint32(now.Unix())
+	recent := w.recent()
+	if s/60 != w.last/60 {
+		recent = 0
 	}
-	w.last, w.cause = ms, cause
-	w.total++
-	if w.recent++; w.recent == 0 {
-		w.recent--
-	}
+	w.last = s
+	w.counts = min(w.total()+1, maxTotal)<<totalShift | min(recent+1, maxRecent)<<recentShift | uint32(cause)
 }
 
 // time is when the object was last woken, zero if it never was.
 func (w *wakes) time() time.Time {
-	if w.total == 0 {
+	if w.total() == 0 {
 		return time.Time{}
 	}
-	return time.UnixMilli(w.last)
+	return time.Unix(int64(w.last), 0)
 }
 
 // census of one class.
@@ -118,23 +121,23 @@ func (r *Registry) Classes() []*Class {
 
 // made lists a new activation. It is called before anybody else knows of a.
 func (o *Object) made(a *Activation) {
-	o.reg.stats.inMemory.Add(1)
+	o.class.reg.stats.inMemory.Add(1)
 	o.class.counts.inMemory.Add(1)
-	sh := o.reg.shard(o.id)
+	sh := o.class.reg.shard(o.id)
 	sh.mu.Lock()
 	if a.next = sh.awake; a.next != nil {
 		a.next.prev = a
 	}
 	sh.awake = a
 	sh.mu.Unlock()
-	o.reg.watch.start()
+	o.class.reg.watch.start()
 }
 
 // unmade takes an activation that is over off the list, once.
 func (o *Object) unmade(a *Activation) {
-	o.reg.stats.inMemory.Add(-1)
+	o.class.reg.stats.inMemory.Add(-1)
 	o.class.counts.inMemory.Add(-1)
-	sh := o.reg.shard(o.id)
+	sh := o.class.reg.shard(o.id)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if a.prev != nil {
@@ -150,10 +153,10 @@ func (o *Object) unmade(a *Activation) {
 
 // woken notes a new activation that w caused, and complains if there are too many.
 func (o *Object) woken(w *Work) {
-	reg, now := o.reg, o.reg.cfg.Clock.Now()
+	reg, now := o.class.reg, o.class.reg.cfg.Clock.Now()
 	o.mu.Lock()
 	o.wakes.note(now, w.Cause)
-	n := int(o.wakes.recent)
+	n := int(o.wakes.recent())
 	o.mu.Unlock()
 	o.class.counts.wakes[w.Cause].Add(1)
 	reg.stats.constructed.Add(1)
@@ -161,7 +164,7 @@ func (o *Object) woken(w *Work) {
 		return
 	}
 	// One line a minute for each class: what wakes one object often wakes many.
-	this := now.UnixMilli() / minute
+	this := now.Unix() / 60
 	if last := o.class.counts.warned.Load(); last != this && o.class.counts.warned.CompareAndSwap(last, this) {
 		o.log().Warn("object is woken often", "cause", w.Cause.String(), "wakes", n, "within", time.Minute)
 	}
@@ -314,13 +317,13 @@ func (r *revoked) of(id store.ID) (list []Blocker) {
 func (o *Object) revoke(a *Activation) {
 	a.mu.Lock()
 	for t := range a.turns {
-		o.reg.revoked.add(t, o.id, t.blocker())
+		o.class.reg.revoked.add(t, o.id, t.blocker())
 	}
 	a.mu.Unlock()
 	o.mu.Lock()
 	for b := range a.blockers {
 		if b.Kind == BlockerWaitUntil {
-			o.reg.revoked.add(b, o.id, *b)
+			o.class.reg.revoked.add(b, o.id, *b)
 		}
 	}
 	o.mu.Unlock()
@@ -379,7 +382,7 @@ func (r *Registry) Resident(after store.ID, awake bool) iter.Seq[Listed] {
 					add(a.obj)
 				}
 			} else {
-				for _, o := range sh.objects {
+				for o := range sh.objects.all() {
 					add(o)
 				}
 			}
@@ -398,10 +401,11 @@ func (o *Object) listed() (Listed, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	l := Listed{
-		ID: o.id, Class: o.class, Name: o.name, InMemory: o.act != nil, Sockets: o.sockets.Len(),
-		Wakes: uint64(o.wakes.total), Woken: o.wakes.time(), Cause: o.wakes.cause,
+		ID: o.id, Class: o.class, Name: o.name, Sockets: o.sockets.Len(),
+		Wakes: uint64(o.wakes.total()), Woken: o.wakes.time(), Cause: o.wakes.cause(),
 	}
-	if o.act != nil {
+	if o.live != nil && o.act != nil {
+		l.InMemory = true
 		l.Blockers = len(o.act.blockers)
 	}
 	return l, !o.removed
@@ -469,12 +473,16 @@ func (r *Registry) Inspect(ctx context.Context, id store.ID) (Inspection, error)
 
 func (o *Object) inspect(in *Inspection) {
 	o.mu.Lock()
-	a := o.act
+	var a *Activation
+	live := o.live
 	in.Class, in.Name, in.Phase = o.class.Name, o.name, PhaseHibernated
-	in.Wakes, in.Woken, in.Cause = uint64(o.wakes.total), o.wakes.time(), o.wakes.cause
-	for w := o.mail.first; w != nil; w = w.next {
-		if w.resume == nil {
-			in.Waiting++
+	in.Wakes, in.Woken, in.Cause = uint64(o.wakes.total()), o.wakes.time(), o.wakes.cause()
+	if live != nil {
+		a = live.act
+		for w := live.mail.first; w != nil; w = w.next {
+			if w.resume == nil {
+				in.Waiting++
+			}
 		}
 	}
 	in.Sockets = make([]*socket.Socket, 0, o.sockets.Len())
@@ -489,7 +497,10 @@ func (o *Object) inspect(in *Inspection) {
 		}
 	}
 	o.mu.Unlock()
-	for out := range o.gate.Held() {
+	if live == nil {
+		return
+	}
+	for out := range live.gate.Held() {
 		if out.size == 0 || out.sock != nil || out.all != nil { // else it only counts
 			in.Held++
 		}

@@ -20,29 +20,69 @@ import (
 // errRemoved says that a record has left the registry; look it up again.
 var errRemoved = errors.New("record was removed")
 
-// An Object is the record of one object: what stays while its instance is gone.
+// An Object is the record of one object: what stays while its instance is gone. At
+// rest it is this struct, its name, and 8 to 16 bytes in the index.
 type Object struct {
-	reg   *Registry
-	class *Class
-	id    store.ID
-	gate  gate.Gate[output]
+	class *Class   // immutable
+	id    store.ID // immutable
+
+	mu      sync.Mutex // guards the following, and the fields of live; no call out of this package is made under it
+	removed bool       // no longer in the registry
+	inLine  bool       // for a slot; guarded by slots.mu instead
+	name    string     // "" until known
+	sockets socket.List
+	wakes   wakes
+	rare    *rare // what few objects have; nil: nothing
+	*live         // what an object that does something has; nil at rest
+}
+
+// rare is guarded by the object's lock. A changed one is a new one.
+type rare struct {
+	auto    []Pair
+	timeout time.Duration // of socket events; 0: none
+}
+
+// A live is the part of a record that exists while there is an instance, work, or
+// output that may not leave yet.
+type live struct {
+	obj  *Object // immutable
+	gate gate.Gate[output]
 
 	// flush is owned by whoever drains the gate.
 	flush []*socket.Socket
 
 	undelivered atomic.Int64 // bytes for sockets that wait at the gate
 
-	mu      sync.Mutex // guards the following; no call out of this package is made under it
-	name    string     // "" until known
-	removed bool       // no longer in the registry
-	inLine  bool       // for a slot; guarded by slots.mu instead
-	mail    mailbox    // what waits for a turn
-	runner  *runner    // holds the right to run turns; nil: nobody
-	act     *Activation
-	wakes   wakes
-	sockets socket.List
-	auto    []Pair
-	timeout time.Duration // of socket events; 0: none
+	// Guarded by the object's lock.
+	mail   mailbox // what waits for a turn
+	runner *runner // holds the right to run turns; nil: nobody
+	act    *Activation
+}
+
+// bringLocked makes sure that o.live is there. settle lets go of it.
+func (o *Object) bringLocked() {
+	if o.live == nil {
+		l := &live{obj: o}
+		l.gate.Init(l.release, l.released)
+		o.live = l
+	}
+}
+
+// activation is the object's, nil if it sleeps.
+func (o *Object) activation() *Activation {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.live == nil {
+		return nil
+	}
+	return o.act
+}
+
+// output is the gate that output goes through, nil if nothing is held.
+func (o *Object) outlet() *live {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.live
 }
 
 // A Pair is one auto-response, its answer encoded as a frame.
@@ -165,7 +205,7 @@ func (o *Object) ID() store.ID { return o.id }
 
 // Is reports whether p is a record of the same object. A record that nobody needs
 // is removed, and a handle of a connection that is gone may outlive it.
-func (o *Object) Is(p *Object) bool { return o == p || o.reg == p.reg && o.id == p.id }
+func (o *Object) Is(p *Object) bool { return o == p || o.class.reg == p.class.reg && o.id == p.id }
 
 // Class is the object's class.
 func (o *Object) Class() *Class { return o.class }
@@ -186,7 +226,7 @@ func (o *Object) setName(name string) {
 }
 
 func (o *Object) log() *slog.Logger {
-	return o.reg.cfg.Logger.With("class", o.class.Name, "id", hex.EncodeToString(o.id[:]), "name", o.Name())
+	return o.class.reg.cfg.Logger.With("class", o.class.Name, "id", hex.EncodeToString(o.id[:]), "name", o.Name())
 }
 
 // post queues w and sees to it that somebody runs it.
@@ -196,10 +236,11 @@ func (o *Object) post(w *Work, name string) error {
 		o.mu.Unlock()
 		return errRemoved
 	}
-	if most := o.reg.cfg.Mailbox; w.counted() && most > 0 && int(o.mail.n) >= most {
+	if most := o.class.reg.cfg.Mailbox; w.counted() && most > 0 && o.live != nil && int(o.mail.n) >= most {
 		o.mu.Unlock()
-		return o.reg.cfg.Refused.Refuse(limit.Waiting, int64(most), int64(most)+1)
+		return o.class.reg.cfg.Refused.Refuse(limit.Waiting, int64(most), int64(most)+1)
 	}
+	o.bringLocked()
 	var learns *Activation
 	if o.name == "" && name != "" {
 		o.name, learns = name, o.act
@@ -220,10 +261,10 @@ func (o *Object) claimLocked() *runner {
 		return nil
 	}
 	slot := o.constructsLocked()
-	if slot && !o.reg.take(o) {
+	if slot && !o.class.reg.take(o) {
 		return nil // in line
 	}
-	o.runner = o.reg.runners.get()
+	o.runner = o.class.reg.runners.get()
 	o.runner.slot = slot
 	return o.runner
 }
@@ -250,6 +291,7 @@ func (r *Registry) Withdraw(id store.ID, w *Work) bool {
 // step does one piece of work and reports whether to go on.
 func (o *Object) step(me *runner) bool {
 	o.mu.Lock()
+	o.bringLocked()
 	if o.runner != me {
 		o.mu.Unlock()
 		return false
@@ -269,7 +311,7 @@ func (o *Object) step(me *runner) bool {
 		return false
 	}
 	a := o.act
-	evict := a != nil && w.internal == nil && (w.Cause == CauseEvict || o.reg.cfg.EvictEveryTurn) && len(a.blockers) == 0
+	evict := a != nil && w.internal == nil && (w.Cause == CauseEvict || o.class.reg.cfg.EvictEveryTurn) && len(a.blockers) == 0
 	if evict {
 		o.dropLocked()
 	}
@@ -313,12 +355,12 @@ func (o *Object) keepBooks(a *Activation, w *Work) {
 	if a != nil {
 		st = a.Store
 	} else {
-		st = o.reg.cfg.Store.Object(o.id, o.class.Name, o.Name())
+		st = o.class.reg.cfg.Store.Object(o.id, o.class.Name, o.Name())
 		defer st.Close()
 	}
 	w.internal(st)
 	o.commitStore(st, true, true)
-	o.gate.Hold(output{done: func(err error) { o.finish(w, err) }})
+	o.live.gate.Hold(output{done: func(err error) { o.finish(w, err) }})
 }
 
 // BusyError is why an object could not be evicted.
@@ -348,29 +390,44 @@ func (o *Object) settleWork(w *Work) bool {
 // the idle time of an instance, or removes a record nobody needs.
 func (o *Object) settle() {
 	o.mu.Lock()
-	if a := o.act; a != nil {
-		a.idleSince = o.reg.cfg.Clock.Now()
-		arm := !a.idleArmed && o.runner == nil && len(a.blockers) == 0
-		if arm {
-			a.idleArmed = true
-		}
-		o.mu.Unlock()
-		if arm {
-			o.reg.timers.Set(&a.idle, o.reg.cfg.IdleTimeout)
-		}
+	if o.live == nil || o.act == nil {
+		o.restLocked()
 		return
 	}
-	gone := !o.removed && o.runner == nil && o.mail.first == nil && o.sockets.Len() == 0 && o.gate.Quiet()
+	a := o.act
+	a.idleSince = o.class.reg.cfg.Clock.Now()
+	arm := !a.idleArmed && o.runner == nil && len(a.blockers) == 0
+	if arm {
+		a.idleArmed = true
+	}
+	o.mu.Unlock()
+	if arm {
+		o.class.reg.timers.Set(&a.idle, o.class.reg.cfg.IdleTimeout)
+	}
+}
+
+// restLocked is settle for an object without an instance: it lets go of what only
+// an object that does something needs, and of the record if nobody needs that. It
+// unlocks.
+func (o *Object) restLocked() {
+	if o.live != nil {
+		if o.runner != nil || o.mail.first != nil || !o.gate.Quiet() {
+			o.mu.Unlock()
+			return
+		}
+		o.live = nil
+	}
+	gone := !o.removed && o.sockets.Len() == 0
 	if gone {
 		o.removed = true
 	}
 	o.mu.Unlock()
 	if gone {
-		sh := o.reg.shard(o.id)
+		sh := o.class.reg.shard(o.id)
 		sh.mu.Lock()
-		delete(sh.objects, o.id)
+		sh.objects.remove(o.id)
 		sh.mu.Unlock()
-		o.reg.stats.records.Add(-1)
+		o.class.reg.stats.records.Add(-1)
 		o.class.counts.records.Add(-1)
 	}
 }
@@ -379,14 +436,15 @@ func (o *Object) settle() {
 func (o *Object) idleCheck(a *Activation) {
 	o.mu.Lock()
 	a.idleArmed = false
+	o.bringLocked()
 	if o.act != a || o.runner != nil || len(a.blockers) > 0 || o.mail.first != nil {
 		o.mu.Unlock() // settle comes when it ends
 		return
 	}
-	if left := o.reg.cfg.IdleTimeout - o.reg.cfg.Clock.Now().Sub(a.idleSince); left > 0 {
+	if left := o.class.reg.cfg.IdleTimeout - o.class.reg.cfg.Clock.Now().Sub(a.idleSince); left > 0 {
 		a.idleArmed = true
 		o.mu.Unlock()
-		o.reg.timers.Set(&a.idle, left)
+		o.class.reg.timers.Set(&a.idle, left)
 		return
 	}
 	o.dropLocked()
@@ -400,13 +458,13 @@ func (o *Object) dropLocked() { o.act = nil }
 
 // hibernated ends an activation that left nothing behind.
 func (o *Object) hibernated(a *Activation) {
-	o.reg.stats.hibernated.Add(1)
+	o.class.reg.stats.hibernated.Add(1)
 	o.unmade(a)
 	a.end(ErrReset)
 }
 
 func (o *Object) addBlocker(a *Activation, kind BlockerKind, name string) *Blocker {
-	b := &Blocker{Kind: kind, Name: name, Since: o.reg.cfg.Clock.Now()}
+	b := &Blocker{Kind: kind, Name: name, Since: o.class.reg.cfg.Clock.Now()}
 	o.mu.Lock()
 	a.blockers[b] = struct{}{}
 	o.mu.Unlock()
@@ -417,7 +475,7 @@ func (o *Object) dropBlocker(a *Activation, b *Blocker) {
 	o.mu.Lock()
 	delete(a.blockers, b)
 	o.mu.Unlock()
-	o.reg.revoked.gone(b)
+	o.class.reg.revoked.gone(b)
 	o.settle()
 }
 
@@ -426,6 +484,7 @@ func (o *Object) dropBlocker(a *Activation, b *Blocker) {
 // (semantics 10.5). Either way the next event constructs anew.
 func (o *Object) fall(a *Activation, cause error, cut bool) {
 	o.mu.Lock()
+	o.bringLocked()
 	if o.act != a {
 		o.mu.Unlock()
 		return
@@ -454,11 +513,12 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 	o.unmade(a)
 	o.countSockets(-len(sockets))
 	if cut {
-		o.reg.stats.resets.Add(1)
+		o.class.reg.stats.resets.Add(1)
 	}
 	running := a.end(cause)
 	o.revoke(a)
 	o.mu.Lock()
+	o.bringLocked()
 	if o.runner == falling {
 		o.runner = nil
 	}
@@ -473,6 +533,7 @@ func (o *Object) fall(a *Activation, cause error, cut bool) {
 		s.Cut()
 	}
 	o.mu.Lock()
+	o.bringLocked()
 	next := o.claimLocked()
 	o.mu.Unlock()
 	next.start(o)
@@ -490,7 +551,7 @@ func (o *Object) takeSocketsLocked() []*socket.Socket {
 	for _, s := range all {
 		o.sockets.Remove(s)
 	}
-	o.auto, o.timeout = nil, 0
+	o.rare = nil
 	return all
 }
 
@@ -504,6 +565,7 @@ func (o *Object) detachSockets() []*socket.Socket {
 // kill ends the object for good: queued work fails with err.
 func (o *Object) kill(err error) {
 	o.mu.Lock()
+	o.bringLocked()
 	a := o.act
 	var failed []*Work
 	for w := o.mail.first; w != nil; {
@@ -534,7 +596,7 @@ func (o *Object) kill(err error) {
 
 // countSockets counts n more sockets, or fewer.
 func (o *Object) countSockets(n int) {
-	o.reg.sockets.Add(int64(n))
+	o.class.reg.sockets.Add(int64(n))
 	o.class.counts.sockets.Add(int64(n))
 }
 
@@ -548,7 +610,7 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 		return false
 	}
 	w := &Work{Cause: o.count(e.Kind), sock: s, event: e}
-	if o.reg.closing.Load() {
+	if o.class.reg.closing.Load() {
 		return true // unanswered; the farewell comes
 	}
 	o.mu.Lock()
@@ -556,7 +618,8 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 		o.mu.Unlock()
 		return false // cut, or taken back: nobody waits for its events
 	}
-	if most := o.reg.cfg.WaitingBytes; most > 0 && o.mail.kib > 0 && int64(o.mail.kib+w.kib()) > most>>10 {
+	o.bringLocked()
+	if most := o.class.reg.cfg.WaitingBytes; most > 0 && o.mail.kib > 0 && int64(o.mail.kib+w.kib()) > most>>10 {
 		got := int64(o.mail.kib+w.kib()) << 10
 		o.mu.Unlock()
 		s.Refuse(limit.WaitingBytes, 1013, most, got)
@@ -571,13 +634,11 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 
 // AutoResponse finds the answer to text and notes the time (semantics 7).
 func (o *Object) AutoResponse(s *socket.Socket, text []byte) ([]byte, bool) {
-	o.mu.Lock()
-	auto := o.auto
-	o.mu.Unlock()
+	auto := o.AutoResponses()
 	for i := range auto {
 		if auto[i].Request == string(text) {
-			s.SetAnswered(o.reg.cfg.Clock.Now())
-			o.reg.stats.autoResponses.Add(1)
+			s.SetAnswered(o.class.reg.cfg.Clock.Now())
+			o.class.reg.stats.autoResponses.Add(1)
 			return auto[i].frame, true
 		}
 	}
@@ -586,36 +647,38 @@ func (o *Object) AutoResponse(s *socket.Socket, text []byte) ([]byte, bool) {
 
 // Hold queues a frame of the runtime's own behind everything that is held.
 func (o *Object) Hold(s *socket.Socket, f socket.Frame) {
-	o.gate.Hold(output{sock: s, frame: f})
+	if l := o.outlet(); l != nil {
+		l.gate.Hold(output{sock: s, frame: f})
+	} else {
+		s.Emit(f)
+	}
 }
 
 // HoldBehindTurn is Hold, behind what a turn under way has sent too.
 func (o *Object) HoldBehindTurn(s *socket.Socket, f socket.Frame) {
-	o.mu.Lock()
-	a := o.act
-	o.mu.Unlock()
-	out := output{sock: s, frame: f, own: true}
+	a := o.activation()
 	if a == nil {
-		o.gate.Hold(out)
+		o.Hold(s, f)
 		return
 	}
+	out := output{sock: s, frame: f, own: true}
 	a.mu.Lock()
 	if a.ended == nil && len(a.outs) > 0 {
 		a.outs = append(a.outs, out)
 	} else {
-		o.gate.Append(out)
+		a.live.gate.Append(out)
 	}
 	a.mu.Unlock()
-	o.gate.Drain()
+	a.live.gate.Drain()
 }
 
 // Busy counts work that Quiet waits for.
-func (o *Object) Busy(delta int) { o.reg.busy.Add(int64(delta)) }
+func (o *Object) Busy(delta int) { o.class.reg.busy.Add(int64(delta)) }
 
 // release lets one output go. The gate calls it, one at a time.
-func (o *Object) release(out output, err error) {
+func (l *live) release(out output, err error) {
 	if out.size != 0 {
-		o.undelivered.Add(-out.size)
+		l.undelivered.Add(-out.size)
 		if out.sock == nil && out.all == nil {
 			return
 		}
@@ -629,29 +692,29 @@ func (o *Object) release(out output, err error) {
 		return
 	}
 	if out.sock == nil {
-		o.released() // whoever is told may cut the sockets
+		l.released() // whoever is told may cut the sockets
 		if out.work != nil {
-			o.finish(out.work, err)
+			l.obj.finish(out.work, err)
 		} else {
 			out.done(err)
 		}
 		return
 	}
 	if err == nil && out.sock.Queue(out.frame) {
-		o.flush = append(o.flush, out.sock)
+		l.flush = append(l.flush, out.sock)
 	}
 }
 
 // released writes what release has queued.
-func (o *Object) released() {
-	for i, s := range o.flush {
+func (l *live) released() {
+	for i, s := range l.flush {
 		s.Flush()
-		o.flush[i] = nil
+		l.flush[i] = nil
 	}
-	if cap(o.flush) > 64 {
-		o.flush = nil
+	if cap(l.flush) > 64 {
+		l.flush = nil
 	} else {
-		o.flush = o.flush[:0]
+		l.flush = l.flush[:0]
 	}
 }
 
@@ -691,12 +754,22 @@ func (o *Object) Sockets(tags []string) []*socket.Socket {
 func (o *Object) AutoResponses() []Pair {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.auto
+	if o.rare == nil {
+		return nil
+	}
+	return o.rare.auto
 }
 
 // EventTimeout bounds each socket event; 0: it does not.
 func (o *Object) EventTimeout() time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.timeout
+	return o.timeoutLocked()
+}
+
+func (o *Object) timeoutLocked() time.Duration {
+	if o.rare == nil {
+		return 0
+	}
+	return o.rare.timeout
 }

@@ -44,7 +44,7 @@ type observation struct {
 func (x *observation) begin() {
 	t := x.t
 	o := t.act.obj
-	cfg := &o.reg.cfg
+	cfg := &o.class.reg.cfg
 	x.kind = TurnKind{t.cause, t.constructor}
 	if o.class.labels != nil {
 		pprof.SetGoroutineLabels(o.class.labels[x.kind.Cause])
@@ -64,7 +64,7 @@ func (x *observation) begin() {
 
 func (x *observation) end(err *error) {
 	o := x.t.act.obj
-	cfg := &o.reg.cfg
+	cfg := &o.class.reg.cfg
 	if cfg.timed() {
 		took := cfg.Clock.Now().Sub(x.begun)
 		o.class.counts.turns.add(took)

@@ -93,16 +93,16 @@ func (t *Turn) WaitUntil(name string, f func(context.Context)) error {
 	}
 	a, o := t.act, t.act.obj
 	b := o.addBlocker(a, BlockerWaitUntil, name)
-	o.reg.lives.add()
+	o.class.reg.lives.add()
 	go func() {
-		defer o.reg.lives.done()
+		defer o.class.reg.lives.done()
 		defer o.dropBlocker(a, b)
 		defer func() {
 			if v := recover(); v != nil {
 				o.log().Error("WaitUntil work panicked", "work", name, "panic", v, "stack", string(debug.Stack()))
 			}
 		}()
-		if p := o.reg.cfg.Probe; p != nil {
+		if p := o.class.reg.cfg.Probe; p != nil {
 			p.labelWork(o, name)
 		}
 		f(&Outside{act: a, values: t.parent})

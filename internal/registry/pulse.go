@@ -89,10 +89,7 @@ func (p *pulse) pick(now time.Time) {
 	p.leftOf, p.leftLate = w, late > p.timeout
 	sh := &p.reg.shards[w.shard]
 	sh.mu.Lock()
-	objects := make([]*Object, 0, len(sh.objects))
-	for _, o := range sh.objects {
-		objects = append(objects, o)
-	}
+	objects := sh.objects.list()
 	sh.mu.Unlock()
 	for _, o := range objects {
 		o.mu.Lock()

@@ -104,6 +104,7 @@ type Class struct {
 	RollbackOnError  bool
 	ConstructTimeout time.Duration
 
+	reg    *Registry // set by AddClass
 	counts classCounts
 	labels *[CauseCount]context.Context // for profiles, nil if they are not wanted; set by AddClass
 	pace   poll.Pace                    // of its socket events
@@ -142,7 +143,7 @@ const shardCount = 64
 // shard are below those of the next.
 type shard struct {
 	mu      sync.Mutex // guards the following
-	objects map[store.ID]*Object
+	objects index
 	awake   *Activation // the first of those in memory
 }
 
@@ -163,9 +164,6 @@ func New(cfg Config) *Registry {
 	r.watch.init(r)
 	r.life, r.end = context.WithCancelCause(context.Background())
 	r.slots.sem = newSlots(cfg.MaxConstructing)
-	for i := range r.shards {
-		r.shards[i].objects = map[store.ID]*Object{}
-	}
 	r.alarms = alarm.NewScheduler(cfg.Clock, (*alarmSource)(r))
 	r.startPulse()
 	return r
@@ -187,6 +185,7 @@ func (r *Registry) AddClass(c *Class) error {
 	if r.cfg.ProfileLabels {
 		c.labels = profileLabels(r.cfg.labels(), c.Name)
 	}
+	c.reg = r
 	r.classes[c.Name] = c
 	r.classMu.Unlock()
 	r.alarms.Reconsider()
@@ -207,11 +206,10 @@ func (r *Registry) object(c *Class, id store.ID, name string) *Object {
 	sh := r.shard(id)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	o := sh.objects[id]
+	o := sh.objects.find(id)
 	if o == nil {
-		o = &Object{reg: r, class: c, id: id, name: name}
-		o.gate.Init(o.release, o.released)
-		sh.objects[id] = o
+		o = &Object{class: c, id: id, name: name}
+		sh.objects.add(o)
 		r.stats.records.Add(1)
 		c.counts.records.Add(1)
 	}
@@ -223,7 +221,7 @@ func (r *Registry) find(id store.ID) *Object {
 	sh := r.shard(id)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return sh.objects[id]
+	return sh.objects.find(id)
 }
 
 // each calls f for every record, without a lock.
@@ -231,10 +229,7 @@ func (r *Registry) each(f func(*Object)) {
 	for i := range r.shards {
 		sh := &r.shards[i]
 		sh.mu.Lock()
-		objects := make([]*Object, 0, len(sh.objects))
-		for _, o := range sh.objects {
-			objects = append(objects, o)
-		}
+		objects := sh.objects.list()
 		sh.mu.Unlock()
 		for _, o := range objects {
 			f(o)

@@ -10,7 +10,7 @@ import (
 // Should the handler take long, the poller goes on without that goroutine; a class
 // that makes it do so is served by runners for a while.
 func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served, kept bool) {
-	reg := o.reg
+	reg := o.class.reg
 	if reg.closing.Load() || reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
 		return false, false
 	}
@@ -20,11 +20,16 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 		w.Local = me
 	}
 	o.mu.Lock()
-	if o.runner != nil || o.mail.first != nil || !socket.Listed(s) {
+	if !socket.Listed(s) {
 		o.mu.Unlock()
 		return false, false
 	}
-	a, d := o.act, o.timeout
+	o.bringLocked()
+	if o.runner != nil || o.mail.first != nil {
+		o.mu.Unlock()
+		return false, false
+	}
+	a, d := o.act, o.timeoutLocked()
 	if a == nil && !reg.tryTake() {
 		o.mu.Unlock()
 		return false, false
@@ -47,10 +52,10 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 
 // count counts an event of a socket.
 func (o *Object) count(k socket.EventKind) Cause {
-	o.reg.stats.events.Add(1)
+	o.class.reg.stats.events.Add(1)
 	switch k {
 	case socket.Message:
-		o.reg.stats.messages.Add(1)
+		o.class.reg.stats.messages.Add(1)
 		return CauseMessage
 	case socket.Close:
 		return CauseClose
@@ -61,6 +66,7 @@ func (o *Object) count(k socket.EventKind) Cause {
 // yield gives back the right that Serve has taken, to a runner if there is work.
 func (o *Object) yield(me *runner) {
 	o.mu.Lock()
+	o.bringLocked()
 	if o.runner != me {
 		o.mu.Unlock()
 	} else {
@@ -73,6 +79,6 @@ func (o *Object) yield(me *runner) {
 			o.settle()
 		}
 	}
-	o.reg.busy.Add(-1)
-	o.reg.lives.done()
+	o.class.reg.busy.Add(-1)
+	o.class.reg.lives.done()
 }

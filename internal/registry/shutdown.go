@@ -23,8 +23,8 @@ func (r *Registry) Drain(ctx context.Context) error {
 		return fmt.Errorf("turns were still running: %w", context.Cause(ctx))
 	}
 	r.each(func(o *Object) {
-		if !o.gate.Quiet() && ctx.Err() == nil {
-			_ = o.barrier(ctx, true) // a failed commit has been told where it failed
+		if l := o.outlet(); l != nil && !l.gate.Quiet() && ctx.Err() == nil {
+			_ = l.barrier(ctx, true) // a failed commit has been told where it failed
 		}
 	})
 	if ctx.Err() != nil {

@@ -92,10 +92,11 @@ func (r *Registry) usher() {
 // the slot: its work may have been taken back.
 func (o *Object) admit() (needed bool) {
 	o.mu.Lock()
+	o.bringLocked()
 	var run *runner
 	empty := o.mail.first == nil
 	if o.runner == nil && !empty {
-		run = o.reg.runners.get()
+		run = o.class.reg.runners.get()
 		needed = o.constructsLocked()
 		run.slot = needed
 		o.runner = run

@@ -36,7 +36,7 @@ func (t *Turn) sendLocked(s *socket.Socket, f socket.Frame) error {
 // holdLocked counts n more bytes of the stretch.
 func (a *Activation) holdLocked(n int64) error {
 	size := a.outSize + n
-	if err := a.obj.holds(size); err != nil {
+	if err := a.live.holds(size); err != nil {
 		return err
 	}
 	a.outSize = size
@@ -104,20 +104,20 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 
 // hold puts out behind everything the object has held, within the limit.
 func (x *Outside) hold(out output) error {
-	o := x.act.obj
+	l := x.act.live
 	out.size = int64(len(out.frame.Bytes))
-	if err := o.holds(out.size); err != nil {
+	if err := l.holds(out.size); err != nil {
 		return err
 	}
-	o.undelivered.Add(out.size)
-	o.gate.Hold(out)
+	l.undelivered.Add(out.size)
+	l.gate.Hold(out)
 	return nil
 }
 
 // holds is an error if size more bytes for sockets are too many to wait.
-func (o *Object) holds(size int64) error {
-	cfg := &o.reg.cfg
-	if size += o.undelivered.Load(); cfg.Undelivered > 0 && size > cfg.Undelivered {
+func (l *live) holds(size int64) error {
+	cfg := &l.obj.class.reg.cfg
+	if size += l.undelivered.Load(); cfg.Undelivered > 0 && size > cfg.Undelivered {
 		return cfg.Refused.Refuse(limit.Undelivered, cfg.Undelivered, size)
 	}
 	return nil
@@ -137,7 +137,7 @@ func (x *Outside) CloseSocket(s *socket.Socket, f socket.Frame) error {
 		return err
 	}
 	if s.StartClose() {
-		x.act.obj.gate.Hold(output{sock: s, frame: f})
+		x.act.live.gate.Hold(output{sock: s, frame: f})
 	}
 	return nil
 }
@@ -153,20 +153,27 @@ func (t *Turn) SetAttachment(s *socket.Socket, b []byte) error {
 
 // SetAutoResponses replaces the pairs in the current stretch.
 func (t *Turn) SetAutoResponses(pairs []Pair) error {
-	return t.set(func(o *Object) { pairs, o.auto = o.auto, pairs })
+	return t.set(func(r *rare) { pairs, r.auto = r.auto, pairs })
 }
 
 // SetEventTimeout replaces the event timeout in the current stretch.
 func (t *Turn) SetEventTimeout(d time.Duration) error {
-	return t.set(func(o *Object) { d, o.timeout = o.timeout, d })
+	return t.set(func(r *rare) { d, r.timeout = r.timeout, d })
 }
 
 // set calls swap under the object's lock, and again to undo it.
-func (t *Turn) set(swap func(*Object)) error {
+func (t *Turn) set(swap func(*rare)) error {
 	locked := func(o *Object) {
 		o.mu.Lock()
-		swap(o)
-		o.mu.Unlock()
+		defer o.mu.Unlock()
+		var r rare
+		if o.rare != nil {
+			r = *o.rare
+		}
+		swap(&r)
+		if o.rare = &r; r.auto == nil && r.timeout == 0 {
+			o.rare = nil
+		}
 	}
 	return t.Use(func() error {
 		locked(t.act.obj)
@@ -216,22 +223,22 @@ func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, a
 
 // list adds s to the object's sockets, within the limits.
 func (o *Object) list(s *socket.Socket) error {
-	cfg := &o.reg.cfg
+	cfg := &o.class.reg.cfg
 	if cfg.Pool.Crowded() {
 		return cfg.Refused.Refuse(limit.Buffered, cfg.Pool.Limit, cfg.Pool.Len())
 	}
-	if n := o.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
-		o.reg.sockets.Add(-1)
+	if n := o.class.reg.sockets.Add(1); cfg.Sockets > 0 && n > int64(cfg.Sockets) {
+		o.class.reg.sockets.Add(-1)
 		return cfg.Refused.Refuse(limit.Sockets, int64(cfg.Sockets), n)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.removed {
-		o.reg.sockets.Add(-1)
+		o.class.reg.sockets.Add(-1)
 		return errRemoved
 	}
 	if n := o.sockets.Len(); cfg.SocketsPerObject > 0 && n >= cfg.SocketsPerObject {
-		o.reg.sockets.Add(-1)
+		o.class.reg.sockets.Add(-1)
 		return cfg.Refused.Refuse(limit.SocketsPerObject, int64(cfg.SocketsPerObject), int64(n)+1)
 	}
 	o.sockets.Add(s)

@@ -176,13 +176,13 @@ func (o *Object) perform(t *Turn, e socket.Event, d time.Duration) {
 		return
 	}
 	if w != nil && w.called {
-		o.reg.calls.begun(w, t)
+		o.class.reg.calls.begun(w, t)
 	}
 	var limit *alarm.Deadline // most turns have none
 	if d > 0 {
 		limit = o.limitTurn(a, t.cause, d)
 	}
-	if p := o.reg.cfg.Probe; p != nil {
+	if p := o.class.reg.cfg.Probe; p != nil {
 		p.began(o, w)
 	}
 	err := o.call(t, func() error {
@@ -192,7 +192,7 @@ func (o *Object) perform(t *Turn, e socket.Event, d time.Duration) {
 		return w.Run(t, a.Instance)
 	})
 	if limit != nil {
-		o.reg.timers.Clear(limit)
+		o.class.reg.timers.Clear(limit)
 	}
 	o.conclude(t, err)
 }
@@ -203,14 +203,14 @@ func (o *Object) limitTurn(a *Activation, cause Cause, d time.Duration) *alarm.D
 		o.log().Error("event took too long, object is reset", "cause", cause.String(), "limit", d)
 		o.fall(a, fmt.Errorf("%s event took longer than %v", cause, d), true)
 	}}
-	o.reg.timers.Set(limit, d)
+	o.class.reg.timers.Set(limit, d)
 	return limit
 }
 
 // conclude ends t after its handler has returned err.
 func (o *Object) conclude(t *Turn, err error) {
 	a, w := t.act, t.work
-	if p := o.reg.cfg.Probe; p != nil {
+	if p := o.class.reg.cfg.Probe; p != nil {
 		p.ended(o, w, err)
 	}
 	if ended := a.Ended(); ended != nil {
@@ -240,11 +240,11 @@ func (o *Object) conclude(t *Turn, err error) {
 func (o *Object) failed(t *Turn, err error) (undo bool) {
 	// The handler's own panic, rather than one that it got from somewhere and returned.
 	if p, ok := err.(*PanicError); ok {
-		o.reg.stats.panics.Add(1)
+		o.class.reg.stats.panics.Add(1)
 		o.log().Error("handler panicked, turn is undone", "cause", t.cause.String(), "panic", p.Value, "stack", string(p.Stack))
 		return true
 	}
-	o.reg.stats.handlerErrors.Add(1)
+	o.class.reg.stats.handlerErrors.Add(1)
 	if o.class.RollbackOnError && (t.sock != nil || t.cause == CauseAlarm) {
 		o.log().Error("handler failed, turn is undone", "cause", t.cause.String(), "err", err)
 		return true
@@ -270,7 +270,7 @@ func (t *Turn) leave(cause error) {
 // returned says that the goroutine of a turn that is over has left user code.
 func (o *Object) returned(t *Turn) {
 	t.leave(ErrReset)
-	o.reg.revoked.gone(t)
+	o.class.reg.revoked.gone(t)
 }
 
 // eventOver says that the turn's socket event no longer waits at the object: its
@@ -283,7 +283,7 @@ func (o *Object) eventOver(t *Turn, here bool) {
 	if !was {
 		return
 	}
-	if p := o.reg.cfg.Probe; p != nil {
+	if p := o.class.reg.cfg.Probe; p != nil {
 		p.over(t.work)
 	}
 	if t.cause == CauseDrain {
@@ -306,7 +306,7 @@ func (o *Object) eventOver(t *Turn, here bool) {
 // call runs user code and turns a panic into a *PanicError. Goexit too: then
 // call does not return, but its caller's work is done here.
 func (o *Object) call(t *Turn, f func() error) (err error) {
-	if o.reg.observes {
+	if o.class.reg.observes {
 		x := observation{t: t}
 		x.begin()
 		defer x.end(&err)
