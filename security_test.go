@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hibernate-go/hibernate"
@@ -55,20 +56,23 @@ func TestOriginIsCheckedAtBothDoors(t *testing.T) {
 // client and gives back.
 func TestNoHeaderIsInjectedAtEitherDoor(t *testing.T) {
 	evil := []string{"a\r\nX-Injected: 1", "a\nX-Injected: 1", "a\r\n\r\nbody", "a\x00", "a\rX-Injected: 1", "a\x7f"}
-	var header http.Header
-	var protocol string
+	type answer struct {
+		header   http.Header
+		protocol string
+	}
+	var now atomic.Pointer[answer]
 	plain := newRig(t, "", nil)
 	plain.act(&script{http: func(a *actor, w http.ResponseWriter, q *http.Request) {
-		for n, v := range header {
+		for n, v := range now.Load().header {
 			w.Header()[n] = v
 		}
-		if _, err := a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Protocol: protocol}); err != nil {
+		if _, err := a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Protocol: now.Load().protocol}); err != nil {
 			http.Error(w, "not accepted", http.StatusBadRequest)
 		}
 	}}, nil)
 	door := serveBothDoors(t, nil, newEcho, nil)
 	door.take(func(h *hibernate.Handshake) (hibernate.Join, error) {
-		return hibernate.Join{Object: door.ns.GetByName("a"), Header: header, Protocol: protocol}, nil
+		return hibernate.Join{Object: door.ns.GetByName("a"), Header: now.Load().header, Protocol: now.Load().protocol}, nil
 	})
 	try := func(what string) {
 		for name, r := range map[string]*rig{"http": plain, "acceptor": door.rig} {
@@ -84,11 +88,11 @@ func TestNoHeaderIsInjectedAtEitherDoor(t *testing.T) {
 		}
 	}
 	for _, e := range evil {
-		header, protocol = http.Header{"X-A": {e}}, ""
+		now.Store(&answer{header: http.Header{"X-A": {e}}})
 		try(fmt.Sprintf("value %q", e))
-		header = http.Header{e: {"v"}}
+		now.Store(&answer{header: http.Header{e: {"v"}}})
 		try(fmt.Sprintf("name %q", e))
-		header, protocol = nil, e
+		now.Store(&answer{protocol: e})
 		try(fmt.Sprintf("subprotocol %q", e))
 	}
 }
