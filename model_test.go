@@ -744,6 +744,8 @@ func playModel(t *testing.T, rt *rapid.T, steps []step, opt hibernate.ClassOptio
 	var err error
 	r.rt, err = hibernate.Open("", &hibernate.Options{
 		Clock: r.clock, EvictEveryTurn: evict, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
+		// The clock moves faster than bytes do.
+		Limits: hibernate.Limits{MessageTime: time.Hour},
 	})
 	if err != nil {
 		rt.Fatal(err)
