@@ -268,7 +268,7 @@ type AcceptOptions struct {
 
 // An upgrade is an accepted handshake, ready to be answered.
 type upgrade struct {
-	tags       *socket.Tags
+	tags       socket.Tags
 	attachment []byte
 	window     wire.Window
 	protocol   string

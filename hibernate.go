@@ -190,6 +190,7 @@ type Runtime struct {
 	inflating chan struct{}
 
 	refused limit.Counters
+	recent  socket.RecentTags
 	pool    socket.Pool // its limit is immutable
 
 	patience *socket.Patience

@@ -215,6 +215,7 @@ func Register[T any](rt *Runtime, name string, construct func(context.Context, *
 		RollbackOnError:  c.opt.RollbackOnError,
 		ConstructTimeout: orDefault(c.opt.ConstructTimeout, 30*time.Second),
 		Sockets: &socket.Config{
+			Recent:       &rt.recent,
 			Wire:         plain,
 			Deflated:     deflated,
 			Inflating:    rt.inflating,

@@ -16,17 +16,17 @@ const (
 
 // newTags checks and copies tags: duplicates are dropped, and no element may
 // follow the tenth distinct one (semantics 1.5, 1.6).
-func newTags(tags []string) (*socket.Tags, error) {
+func newTags(tags []string) (socket.Tags, error) {
 	var list []string
 	for _, tag := range tags {
 		if len(list) >= maxTags {
-			return nil, &LimitError{Limit: "tags of one WebSocket", Max: maxTags, Got: int64(len(tags))}
+			return socket.Tags{}, &LimitError{Limit: "tags of one WebSocket", Max: maxTags, Got: int64(len(tags))}
 		}
 		if len(tag) > maxTag {
-			return nil, &LimitError{Limit: "tag bytes", Max: maxTag, Got: int64(len(tag))}
+			return socket.Tags{}, &LimitError{Limit: "tag bytes", Max: maxTag, Got: int64(len(tag))}
 		}
 		if !utf8.ValidString(tag) {
-			return nil, fmt.Errorf("%w: tag %q is not UTF-8", ErrInvalid, tag)
+			return socket.Tags{}, fmt.Errorf("%w: tag %q is not UTF-8", ErrInvalid, tag)
 		}
 		if !slices.Contains(list, tag) {
 			list = append(list, tag)
@@ -42,7 +42,7 @@ func (ws WebSocket) Tags() []string {
 	if ws.s == nil {
 		return nil
 	}
-	return slices.Clone(ws.s.Tags().All())
+	return ws.s.Tags().All()
 }
 
 // WebSockets are the object's sockets. Without tags it lists all, the newest

@@ -73,7 +73,7 @@ func (c *crowd) add(n int) {
 	all := make([]*socket.Socket, n)
 	for i := range all {
 		name := strconv.Itoa(len(c.sockets) + i)
-		s, err := c.reg.Join(c.class, store.ID(sha256.Sum256([]byte(name))), name, nil, nil, 0)
+		s, err := c.reg.Join(c.class, store.ID(sha256.Sum256([]byte(name))), name, socket.Tags{}, nil, 0)
 		if err != nil {
 			c.tb.Fatal(err)
 		}

@@ -207,6 +207,9 @@ func (o *Object) ID() store.ID { return o.id }
 // is removed, and a handle of a connection that is gone may outlive it.
 func (o *Object) Is(p *Object) bool { return o == p || o.class.reg == p.class.reg && o.id == p.id }
 
+// Config is what the object's sockets share with all of its class.
+func (o *Object) Config() *socket.Config { return o.class.Sockets }
+
 // Class is the object's class.
 func (o *Object) Class() *Class { return o.class }
 

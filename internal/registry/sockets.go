@@ -183,9 +183,9 @@ func (t *Turn) set(swap func(*rare)) error {
 }
 
 // Accept lists a new socket. It is not connected yet.
-func (t *Turn) Accept(tags *socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
+func (t *Turn) Accept(tags socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
 	o := t.act.obj
-	s := socket.New(o, o.class.Sockets, tags, attachment, window)
+	s := socket.New(o, tags, attachment, window)
 	err := t.Use(func() error {
 		if err := o.list(s); err != nil {
 			return err
@@ -204,13 +204,13 @@ func (t *Turn) Accept(tags *socket.Tags, attachment []byte, window wire.Window) 
 }
 
 // Join lists a new socket without a turn, and without waking the object.
-func (r *Registry) Join(c *Class, id store.ID, name string, tags *socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
+func (r *Registry) Join(c *Class, id store.ID, name string, tags socket.Tags, attachment []byte, window wire.Window) (*socket.Socket, error) {
 	for {
 		if r.closing.Load() {
 			return nil, ErrShutdown
 		}
 		o := r.object(c, id, name)
-		s := socket.New(o, c.Sockets, tags, attachment, window)
+		s := socket.New(o, tags, attachment, window)
 		if err := o.list(s); err != errRemoved {
 			if err != nil {
 				o.settle()

@@ -21,16 +21,16 @@ const (
 // wire is the configuration of the decoder.
 func (s *Socket) wire() *wire.Config {
 	if s.window != 0 {
-		return &s.cfg.Deflated
+		return &s.cfg().Deflated
 	}
-	return &s.cfg.Wire
+	return &s.cfg().Wire
 }
 
 // Encode makes the frame of a message to the peer. Sockets of one class with the
 // same Window may share it.
 func (s *Socket) Encode(k wire.Kind, payload []byte) Frame {
 	if s.window != 0 {
-		return Frame{Bytes: s.cfg.Deflated.Deflate.AppendMessage(nil, k, payload, s.window)}
+		return Frame{Bytes: s.cfg().Deflated.Deflate.AppendMessage(nil, k, payload, s.window)}
 	}
 	return Frame{Bytes: wire.AppendFrame(make([]byte, 0, wire.FrameSize(len(payload))), k, payload)}
 }
@@ -38,7 +38,7 @@ func (s *Socket) Encode(k wire.Kind, payload []byte) Frame {
 // inflate decompresses a message. If it reports false that has failed, or goes on
 // elsewhere; rest is what was read behind the message.
 func (s *Socket) inflate(w *poll.Worker, it wire.Item, rest []byte, own bool) (_ wire.Item, ok bool) {
-	cfg := &s.cfg.Deflated
+	cfg := &s.cfg().Deflated
 	if len(it.Data) <= quickIn {
 		plain, err := cfg.Deflate.Inflate(it, min(cfg.MaxMessage, quickOut))
 		if err == nil {
@@ -72,10 +72,10 @@ func (s *Socket) inflate(w *poll.Worker, it wire.Item, rest []byte, own bool) (_
 // inflateAside decompresses a message for as long as it takes and goes on with it.
 // Like an event's handler it ends in Handled.
 func (s *Socket) inflateAside(it wire.Item) {
-	cfg := &s.cfg.Deflated
-	s.cfg.Inflating <- struct{}{}
+	cfg := &s.cfg().Deflated
+	s.cfg().Inflating <- struct{}{}
 	it, err := cfg.Deflate.Inflate(it, cfg.MaxMessage)
-	<-s.cfg.Inflating
+	<-s.cfg().Inflating
 	s.mu.Lock()
 	over := s.flags&(cut|ended) != 0
 	s.mu.Unlock()

@@ -20,7 +20,7 @@ func (s *Socket) Input(w *poll.Worker, p []byte) (more bool) {
 	if s.flags&discarding != 0 {
 		b := s.busyLocked()
 		b.discarded += len(p)
-		over := b.discarded > s.cfg.LingerBytes
+		over := b.discarded > s.cfg().LingerBytes
 		s.mu.Unlock()
 		if over {
 			s.drop()
@@ -63,7 +63,7 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 		case wire.None:
 			return !s.keeps && s.dec.AtRest() || s.keep()
 		case wire.Ping:
-			if s.cfg.MessageRate > 0 && !s.arrived() {
+			if s.cfg().MessageRate > 0 && !s.arrived() {
 				if flush {
 					s.Flush()
 				}
@@ -76,9 +76,9 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 			s.peerClosed(w, it)
 			// With the answer under way, the end of the stream can wait for it.
 			// Nobody may ever answer by hand, so then it is looked out for.
-			return s.cfg.ManualClose
+			return s.cfg().ManualClose
 		case wire.Text, wire.Binary:
-			if (s.keeps || s.cfg.MessageRate > 0) && !s.arrived() {
+			if (s.keeps || s.cfg().MessageRate > 0) && !s.arrived() {
 				return false
 			}
 			if it.Compressed {
@@ -274,7 +274,7 @@ func (s *Socket) peerClosed(w *poll.Worker, it wire.Item) {
 	defer s.owner.Busy(-1)
 	if finish {
 		s.finish()
-	} else if s.cfg.ManualClose {
+	} else if s.cfg().ManualClose {
 		s.awaitHandshake()
 	}
 	s.answerClose()
@@ -287,7 +287,7 @@ func (s *Socket) peerClosed(w *poll.Worker, it wire.Item) {
 // sent before. The answer goes behind all output of the object that is held.
 func (s *Socket) answerClose() {
 	s.mu.Lock()
-	answer := !s.cfg.ManualClose && s.flags&(recvClose|sentClose|lost|cut) == recvClose
+	answer := !s.cfg().ManualClose && s.flags&(recvClose|sentClose|lost|cut) == recvClose
 	if answer {
 		s.flags |= sentClose
 	}
@@ -305,7 +305,7 @@ func (s *Socket) fail(w *poll.Worker, err error) {
 		violation = &wire.Error{Code: 1002, Reason: err.Error()}
 	}
 	if violation.Code == codeTooBig {
-		err = s.cfg.tooBig(violation)
+		err = s.cfg().tooBig(violation)
 	}
 	s.mu.Lock()
 	if s.flags&(cut|lost|failed) != 0 {
@@ -377,7 +377,7 @@ func (s *Socket) finish() {
 		s.drop()
 		return
 	}
-	s.setDeadline(s.cfg.Linger)
+	s.setDeadline(s.cfg().Linger)
 	s.mu.Lock()
 	gone := s.goneLocked()
 	s.mu.Unlock()
@@ -397,14 +397,14 @@ func (s *Socket) setDeadline(after time.Duration) {
 	gone := s.flags&cut != 0
 	s.mu.Unlock()
 	if !gone {
-		s.cfg.Timers.Set(d, after)
+		s.cfg().Timers.Set(d, after)
 	}
 }
 
 // awaitHandshake bounds the time that one side's Close may go unanswered.
 func (s *Socket) awaitHandshake() {
-	if s.cfg.CloseTimeout > 0 {
-		s.setDeadline(s.cfg.CloseTimeout)
+	if s.cfg().CloseTimeout > 0 {
+		s.setDeadline(s.cfg().CloseTimeout)
 	}
 }
 
@@ -425,11 +425,11 @@ func (s *Socket) drop() {
 	b := s.busy
 	s.busy = nil
 	if b != nil {
-		b.letGo(s.cfg)
+		b.letGo(s.cfg())
 	}
 	s.mu.Unlock()
 	if b != nil && b.deadline.F != nil {
-		s.cfg.Timers.Clear(&b.deadline)
+		s.cfg().Timers.Clear(&b.deadline)
 	}
 	if gone != nil {
 		gone(left)

@@ -4,9 +4,11 @@ import "iter"
 
 // A List is an object's sockets in the order they were accepted. Its lock is
 // the object's, and so is that of the sockets' links.
+//
+// A nil next ends the list; the first socket's prev is the last.
 type List struct {
-	first, last *Socket
-	n           int
+	first *Socket
+	n     int
 }
 
 // Len is the number of sockets.
@@ -14,14 +16,14 @@ func (l *List) Len() int { return l.n }
 
 // Add appends s.
 func (l *List) Add(s *Socket) {
-	s.prev, s.next, s.listed = l.last, nil, true
-	if l.last != nil {
-		l.last.next = s
-	} else {
-		l.first = s
-	}
-	l.last = s
+	s.listed = true
 	l.n++
+	if l.first == nil {
+		l.first, s.prev = s, s
+		return
+	}
+	last := l.first.prev
+	last.next, s.prev, l.first.prev = s, last, s
 }
 
 // Remove takes s out and reports whether it was in.
@@ -29,15 +31,15 @@ func (l *List) Remove(s *Socket) bool {
 	if !s.listed {
 		return false
 	}
-	if s.prev != nil {
-		s.prev.next = s.next
-	} else {
-		l.first = s.next
-	}
-	if s.next != nil {
-		s.next.prev = s.prev
-	} else {
-		l.last = s.prev
+	switch {
+	case s == l.first:
+		if l.first = s.next; l.first != nil {
+			l.first.prev = s.prev
+		}
+	case s.next == nil:
+		s.prev.next, l.first.prev = nil, s.prev
+	default:
+		s.prev.next, s.next.prev = s.next, s.prev
 	}
 	s.prev, s.next, s.listed = nil, nil, false
 	l.n--
@@ -60,9 +62,12 @@ func (l *List) OldestFirst() iter.Seq[*Socket] {
 // NewestFirst yields the sockets in the opposite order.
 func (l *List) NewestFirst() iter.Seq[*Socket] {
 	return func(yield func(*Socket) bool) {
-		for s := l.last; s != nil; {
-			prev := s.prev
-			if !yield(s) {
+		if l.first == nil {
+			return
+		}
+		for s := l.first.prev; ; {
+			prev, first := s.prev, s == l.first
+			if !yield(s) || first {
 				return
 			}
 			s = prev

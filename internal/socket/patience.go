@@ -127,9 +127,9 @@ func (s *Socket) tooLate(b *begun) {
 	if finish {
 		s.finish()
 	}
-	most := s.cfg.Patience.limit
+	most := s.cfg().Patience.limit
 	v := &wire.Error{Code: codePolicy, Reason: fmt.Sprintf("message took longer than %v", most)}
-	err := s.cfg.Refused.Refuse(limit.MessageTime, most.Milliseconds(), most.Milliseconds()+1)
+	err := s.cfg().Refused.Refuse(limit.MessageTime, most.Milliseconds(), most.Milliseconds()+1)
 	s.owner.Hold(s, Frame{Bytes: wire.AppendClose(nil, v.Code, v.Reason), Last: true})
 	s.owner.Deliver(s, Event{Kind: Error, Err: &overLimit{v, err}})
 }
@@ -142,7 +142,7 @@ func (s *Socket) keep() (more bool) {
 	if n <= uncounted {
 		n = 0
 	}
-	p := s.cfg.Patience
+	p := s.cfg().Patience
 	var b *begun
 	if !rest && !s.keeps && p != nil {
 		b = p.new(s)
@@ -155,8 +155,8 @@ func (s *Socket) keep() (more bool) {
 	}
 	x := s.extraLocked()
 	var over int64
-	if n > x.in && s.cfg.Pool.full(n-x.in) {
-		over = s.cfg.Pool.Len() + n - x.in
+	if n > x.in && s.cfg().Pool.full(n-x.in) {
+		over = s.cfg().Pool.Len() + n - x.in
 	}
 	x.in = n
 	arm := false
@@ -175,7 +175,7 @@ func (s *Socket) keep() (more bool) {
 		p.timers.Set(&p.deadline, p.limit)
 	}
 	if over > 0 {
-		s.Refuse(limit.Buffered, codeTryAgain, s.cfg.Pool.Limit, over)
+		s.Refuse(limit.Buffered, codeTryAgain, s.cfg().Pool.Limit, over)
 		return false
 	}
 	return true
@@ -187,7 +187,7 @@ func (s *Socket) arrived() (more bool) {
 	if s.keeps && !s.keep() {
 		return false
 	}
-	rate := s.cfg.MessageRate
+	rate := s.cfg().MessageRate
 	if rate <= 0 || s.allowed(rate) {
 		return true
 	}
@@ -198,7 +198,7 @@ func (s *Socket) arrived() (more bool) {
 // allowed takes one from a bucket that holds as many tokens as come in a second. The
 // bucket is the time at which it is full again.
 func (s *Socket) allowed(rate int) bool {
-	now := s.cfg.Timers.Now().UnixNano()
+	now := s.cfg().Timers.Now().UnixNano()
 	every := int64(time.Second) / int64(rate)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,6 +217,6 @@ func (s *Socket) allowed(rate int) bool {
 // Refuse ends the connection because of a limit. It is called by the input side, also
 // inside Owner.Deliver, which must then report true.
 func (s *Socket) Refuse(id limit.ID, code uint16, most, got int64) {
-	err := s.cfg.Refused.Refuse(id, most, got)
+	err := s.cfg().Refused.Refuse(id, most, got)
 	s.fail(nil, &overLimit{&wire.Error{Code: code, Reason: err.Error()}, err})
 }

@@ -61,10 +61,10 @@ func (s *Socket) tooMuchLocked(b *busy, n int) bool {
 	if len(b.out) == 0 || s.flags&opened == 0 {
 		return false
 	}
-	if most := s.cfg.SendQueue; most > 0 && size > most {
+	if most := s.cfg().SendQueue; most > 0 && size > most {
 		return true
 	}
-	return b.full && size > crowdedQueue && s.cfg.Pool.Crowded()
+	return b.full && size > crowdedQueue && s.cfg().Pool.Crowded()
 }
 
 // overflowLocked is queueLocked for a frame that is too much.
@@ -77,16 +77,16 @@ func (s *Socket) overflowLocked(f Frame) (flush bool) {
 		return s.queueLocked(f)
 	}
 	size := b.outSize + int64(len(f.Bytes))
-	policy := s.cfg.SlowReader
-	within := size <= 2*s.cfg.SendQueue
-	if within && (!b.full || policy == SlowError && !s.cfg.Pool.Crowded()) { // else whoever writes comes to it
+	policy := s.cfg().SlowReader
+	within := size <= 2*s.cfg().SendQueue
+	if within && (!b.full || policy == SlowError && !s.cfg().Pool.Crowded()) { // else whoever writes comes to it
 		b.append(f, false)
 		if b.full {
 			s.stuckLocked(b)
 		}
 		return false
 	}
-	s.cfg.Refused.Count(limit.SendQueue)
+	s.cfg().Refused.Count(limit.SendQueue)
 	if policy == SlowDropOldest {
 		if s.makeRoomLocked(b, len(f.Bytes)) {
 			b.append(f, false)
@@ -109,7 +109,7 @@ func (s *Socket) overflowLocked(f Frame) (flush bool) {
 		s.stuckLocked(b)
 	}
 	s.mu.Unlock()
-	timeout := s.cfg.CloseTimeout
+	timeout := s.cfg().CloseTimeout
 	if timeout <= 0 {
 		timeout = slowTimeout
 	}
@@ -140,8 +140,8 @@ func (s *Socket) headLocked(b *busy) int {
 // makeRoomLocked drops the oldest frames until n bytes fit, and reports whether
 // they do.
 func (s *Socket) makeRoomLocked(b *busy, n int) bool {
-	most := s.cfg.SendQueue
-	if s.cfg.Pool.Crowded() {
+	most := s.cfg().SendQueue
+	if s.cfg().Pool.Crowded() {
 		most = min(most, crowdedQueue)
 	}
 	head, i := s.headLocked(b), 0
@@ -163,13 +163,13 @@ func (s *Socket) makeRoomLocked(b *busy, n int) bool {
 // Room is an error if n more bytes are too much for the queue and the class wants
 // to be told.
 func (s *Socket) Room(n int) error {
-	if s.cfg.SlowReader != SlowError {
+	if s.cfg().SlowReader != SlowError {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b := s.busy; b != nil && b.full && s.tooMuchLocked(b, n) {
-		return s.cfg.Refused.Refuse(limit.SendQueue, s.cfg.SendQueue, b.outSize+int64(n))
+		return s.cfg().Refused.Refuse(limit.SendQueue, s.cfg().SendQueue, b.outSize+int64(n))
 	}
 	return nil
 }
@@ -196,7 +196,7 @@ func (s *Socket) chargeLocked(b *busy) {
 		return
 	}
 	var keeps int64
-	if p := s.cfg.Pool; p != nil {
+	if p := s.cfg().Pool; p != nil {
 		if b.full {
 			keeps = b.outSize
 		}
@@ -232,7 +232,7 @@ func (b *busy) letGo(c *Config) {
 
 // stuckLocked notes how much waits for a peer that takes nothing more.
 func (s *Socket) stuckLocked(b *busy) {
-	if over := s.cfg.DrainOver; over > 0 && b.outSize > over {
+	if over := s.cfg().DrainOver; over > 0 && b.outSize > over {
 		s.flags |= stuffed
 	}
 	s.chargeLocked(b)

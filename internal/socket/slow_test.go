@@ -46,7 +46,7 @@ func (b *bench) stuff(n int) {
 
 func (b *bench) pooled(want int64) {
 	b.t.Helper()
-	if got := b.s.cfg.Pool.Len(); got != want {
+	if got := b.s.cfg().Pool.Len(); got != want {
 		b.t.Fatalf("the pool counts %d bytes, want %d", got, want)
 	}
 }
@@ -172,7 +172,7 @@ func TestDrainFollowsALongQueueOnce(t *testing.T) {
 				b.s.Emit(numbered(n))
 				n++
 			}
-			if got := b.s.cfg.Pool.Len(); got <= 16<<20 {
+			if got := b.s.cfg().Pool.Len(); got <= 16<<20 {
 				t.Errorf("the pool counts %d bytes", got)
 			}
 			b.noEvent()

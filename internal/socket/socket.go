@@ -7,6 +7,7 @@
 package socket
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync"
@@ -33,6 +34,7 @@ var ErrClosed = errors.New("WebSocket is closed")
 
 // Config is what all sockets of a class share. It is immutable.
 type Config struct {
+	Recent       *RecentTags // nil: tags are not shared
 	Wire         wire.Config
 	Deflated     wire.Config   // Wire of a connection that has negotiated compression
 	Inflating    chan struct{} // one place for each long message that may be decompressed at once
@@ -76,6 +78,8 @@ type Event struct {
 // An Owner is told what happens to its sockets. Calls come on a goroutine of
 // the poller, or on the one that called Handled, and must not block.
 type Owner interface {
+	// Config is what all sockets of the owner's class share. It is always the same.
+	Config() *Config
 	// Serve handles an event of s on the goroutine of w, if that can be done at
 	// once, and reports whether it did; if not, nothing has happened. It may
 	// call PassOn and Handled meanwhile; otherwise they must not be called. Unless
@@ -115,27 +119,30 @@ const MaxCopied = 1 << 10
 type Socket struct {
 	conn  poll.Conn // safe for concurrent use; attached by Open
 	owner Owner     // immutable
-	cfg   *Config   // immutable
-	tags  *Tags     // immutable
 
 	// Place in the owner's List; guarded by the owner's lock.
 	prev, next *Socket
-	listed     bool
-
-	keeps bool // dec is not at rest, and keep knows of it; owned like dec
-
-	window wire.Window // immutable
-
-	mu         sync.Mutex // guards the following
-	attachment []byte     // replaced whole, never changed in place; nil: never set
-	answered   int64      // time of the last auto-response, Unix nanoseconds; 0: never
-	flags      flags
-	closeCode  uint16 // of the peer's Close, for an answer that had to be given later
-	busy       *busy  // nil at rest
 
 	// dec is owned by the input side: the poller's goroutine while it reads,
 	// the caller of Handled while an event waits (flags.waiting).
 	dec wire.Decoder
+
+	mu    sync.Mutex // guards the following
+	busy  *busy      // nil at rest
+	marks *marks     // nil: none
+	flags flags
+
+	closeCode uint16      // of the peer's Close, for an answer that had to be given later
+	answered  [6]byte     // time of the last auto-response, Unix milliseconds, big-endian; 0: never
+	listed    bool        // in the owner's List; guarded by the owner's lock
+	keeps     bool        // dec is not at rest, and keep knows of it; owned like dec
+	window    wire.Window // immutable
+}
+
+// marks are what the object has written on a socket.
+type marks struct {
+	tags       Tags   // immutable
+	attachment string // replaced whole
 }
 
 type flags uint32
@@ -158,6 +165,7 @@ const (
 	stuffed                      // more than DrainOver waits, or has since the queue was empty
 	draining                     // the owner has been told of it
 	asked                        // a ping was sent, and Judge has not been called since
+	attached                     // there is an attachment, which may be empty
 )
 
 // busy is what a connection needs only while something is under way.
@@ -179,12 +187,26 @@ type busy struct {
 }
 
 // New returns a socket that is not connected yet: what is sent waits for Open.
-func New(owner Owner, cfg *Config, tags *Tags, attachment []byte, window wire.Window) *Socket {
-	return &Socket{owner: owner, cfg: cfg, tags: tags, attachment: attachment, window: window}
+func New(owner Owner, tags Tags, attachment []byte, window wire.Window) *Socket {
+	s := &Socket{owner: owner, window: window}
+	if tags != (Tags{}) {
+		s.marks = &marks{tags: owner.Config().Recent.share(tags)}
+	}
+	s.setAttachmentLocked(attachment)
+	return s
 }
 
+func (s *Socket) cfg() *Config { return s.owner.Config() }
+
 // Tags are the socket's tags, in their order.
-func (s *Socket) Tags() *Tags { return s.tags }
+func (s *Socket) Tags() Tags {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.marks == nil {
+		return Tags{}
+	}
+	return s.marks.tags
+}
 
 // Window is what was negotiated of compression.
 func (s *Socket) Window() wire.Window { return s.window }
@@ -260,37 +282,64 @@ func (s *Socket) ReadyState() ReadyState {
 	return Open
 }
 
-// Attachment is the stored attachment; it must not be changed. ok is false if
-// none was ever set.
+// Attachment is a copy of the stored attachment. ok is false if none was ever set.
 func (s *Socket) Attachment() (b []byte, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.attachment, s.attachment != nil
+	return s.attachmentLocked()
 }
 
-// SetAttachment replaces the attachment by b, which must not be changed later,
-// and returns the one before. A nil b is "never set".
+func (s *Socket) attachmentLocked() (b []byte, ok bool) {
+	if s.flags&attached == 0 {
+		return nil, false
+	}
+	return []byte(s.marks.attachment), true
+}
+
+// SetAttachment replaces the attachment by a copy of b, and returns the one before.
+// A nil b is "never set".
 func (s *Socket) SetAttachment(b []byte) (before []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before, s.attachment = s.attachment, b
+	before, _ = s.attachmentLocked()
+	s.setAttachmentLocked(b)
 	return before
+}
+
+func (s *Socket) setAttachmentLocked(b []byte) {
+	if b == nil {
+		s.flags &^= attached
+		if s.marks != nil {
+			s.marks.attachment = ""
+		}
+		return
+	}
+	s.flags |= attached
+	if s.marks == nil {
+		s.marks = new(marks)
+	}
+	s.marks.attachment = string(b)
 }
 
 // Answered is the time of the last auto-response, zero if there was none.
 func (s *Socket) Answered() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.answered == 0 {
+	var b [8]byte
+	copy(b[2:], s.answered[:])
+	ms := binary.BigEndian.Uint64(b[:])
+	if ms == 0 {
 		return time.Time{}
 	}
-	return time.Unix(0, s.answered)
+	return time.UnixMilli(int64(ms))
 }
 
 // SetAnswered records an auto-response at t.
 func (s *Socket) SetAnswered(t time.Time) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(t.UnixMilli()))
 	s.mu.Lock()
-	s.answered = t.UnixNano()
+	copy(s.answered[:], b[2:])
 	s.mu.Unlock()
 }
 

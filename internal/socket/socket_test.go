@@ -27,12 +27,15 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 // An owner records what it is told, and lets everything leave at once.
 type owner struct {
+	cfg    *Config
 	mu     sync.Mutex
 	auto   map[string]string
 	hold   bool
 	held   []func()
 	events chan Event
 }
+
+func (o *owner) Config() *Config { return o.cfg }
 
 func (o *owner) Serve(*poll.Worker, *Socket, Event) (bool, bool) { return false, false }
 
@@ -127,7 +130,8 @@ func newBench(t *testing.T, o poll.Options, cfg Config, early []byte) *bench {
 		cfg.Deflated = cfg.Wire
 		cfg.Deflated.Deflate = &wire.Deflate{Level: 1}
 	}
-	b.s = New(b.owner, &cfg, NewTags([]string{"x"}), nil, window)
+	b.owner.cfg = &cfg
+	b.s = New(b.owner, NewTags([]string{"x"}), nil, window)
 	t.Cleanup(func() {
 		client.Close()
 		b.s.Cut()
@@ -273,8 +277,8 @@ func TestResetWhileAnEventWaitsIsNoticedWithoutSpinning(t *testing.T) {
 // newBenchOn is another socket on the poller of b.
 func newBenchOn(t *testing.T, b *bench) *bench {
 	server, client := tcpPair(t)
-	x := &bench{t: t, owner: &owner{events: make(chan Event, 100)}, peer: client, r: bufio.NewReader(client), clock: b.clock, poll: b.poll}
-	x.s = New(x.owner, b.s.cfg, nil, nil, 0)
+	x := &bench{t: t, owner: &owner{cfg: b.owner.cfg, events: make(chan Event, 100)}, peer: client, r: bufio.NewReader(client), clock: b.clock, poll: b.poll}
+	x.s = New(x.owner, Tags{}, nil, 0)
 	if err := x.s.Open(b.poll, server, []byte("HEAD\n"), nil); err != nil {
 		t.Fatal(err)
 	}

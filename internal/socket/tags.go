@@ -1,36 +1,90 @@
 package socket
 
-// Tags is the immutable list of tags of a socket; nil is the empty list.
-type Tags struct {
-	list []string
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"sync"
+)
+
+// Tags is the immutable list of tags of a socket, in one string: each behind its
+// length in two bytes. The zero value is the empty list.
+type Tags struct{ list string }
+
+// NewTags makes Tags of list; none may be longer than 65,535 bytes.
+func NewTags(list []string) Tags {
+	size := 0
+	for _, tag := range list {
+		size += 2 + len(tag)
+	}
+	b := make([]byte, 0, size)
+	for _, tag := range list {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(tag)))
+		b = append(b, tag...)
+	}
+	return Tags{string(b)}
 }
 
-// NewTags wraps list, which must not be changed later.
-func NewTags(list []string) *Tags {
-	if len(list) == 0 {
-		return nil
+// next splits the first tag off. ok is false if there is none.
+func (t Tags) next() (first string, rest Tags, ok bool) {
+	if t.list == "" {
+		return "", t, false
 	}
-	return &Tags{list}
+	n := 2 + (int(t.list[0])<<8 | int(t.list[1]))
+	return t.list[2:n], Tags{t.list[n:]}, true
 }
 
-// All are the tags in order. The slice must not be changed.
-func (t *Tags) All() []string {
-	if t == nil {
-		return nil
+// All are the tags in order. The slice is the caller's.
+func (t Tags) All() (list []string) {
+	for tag, rest, ok := t.next(); ok; tag, rest, ok = rest.next() {
+		list = append(list, tag)
 	}
-	return t.list
+	return list
 }
 
 // HasAll reports whether every one of tags is among t.
-func (t *Tags) HasAll(tags []string) bool {
-next:
+func (t Tags) HasAll(tags []string) bool {
 	for _, want := range tags {
-		for _, have := range t.All() {
-			if have == want {
-				continue next
-			}
+		if !t.has(want) {
+			return false
 		}
-		return false
 	}
 	return true
+}
+
+func (t Tags) has(want string) bool {
+	for tag, rest, ok := t.next(); ok; tag, rest, ok = rest.next() {
+		if tag == want {
+			return true
+		}
+	}
+	return false
+}
+
+// RecentTags lets sockets with the same tags share their memory: it remembers a
+// bounded number of lists, the latest in each of its places. Lists that nobody
+// shares cost nothing beside. The zero value is ready; it is safe for concurrent use.
+type RecentTags struct {
+	mu    sync.Mutex // guards the following
+	seed  maphash.Seed
+	lists []string
+}
+
+const recentTags = 1024 // at most 2.6 MiB
+
+// share is t, in the memory of an equal list if one is remembered.
+func (r *RecentTags) share(t Tags) Tags {
+	if r == nil {
+		return t
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lists == nil {
+		r.seed, r.lists = maphash.MakeSeed(), make([]string, recentTags)
+	}
+	known := &r.lists[maphash.String(r.seed, t.list)%recentTags]
+	if *known == t.list {
+		return Tags{*known}
+	}
+	*known = t.list
+	return t
 }
