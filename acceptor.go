@@ -107,8 +107,13 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	if !ok {
 		return false
 	}
-	response, err := q.Head.Switching(u.protocol, u.extension, u.header)
-	if err != nil {
+	buf, _ := rt.responses.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	defer rt.responses.Put(buf)
+	var err error
+	if *buf, err = q.Head.AppendSwitching((*buf)[:0], u.protocol, u.extension, u.header); err != nil {
 		return false
 	}
 	c := join.Object.class
@@ -116,7 +121,7 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	if err != nil {
 		return false
 	}
-	if err := s.Adopt(rt.poller, q.Conn, response, q.Early); err != nil {
+	if err := s.Adopt(rt.poller, q.Conn, *buf, q.Early); err != nil {
 		registry.Unlist(s)
 		c.upgradeFailed(s, err)
 	}
@@ -126,7 +131,7 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 // consider asks the user's code where the handshake is to go and whether it may.
 // If that panics net/http gets the request, and with it the panic. A Goexit would
 // end the goroutine that all connections wait for, and cannot be undone.
-func (rt *Runtime) consider(route Route, q *accept.Request) (join Join, u *upgrade, ok bool) {
+func (rt *Runtime) consider(route Route, q *accept.Request) (join Join, u upgrade, ok bool) {
 	returned := false
 	defer func() {
 		if returned {
@@ -145,14 +150,14 @@ func (rt *Runtime) consider(route Route, q *accept.Request) (join Join, u *upgra
 	return join, u, ok
 }
 
-func (rt *Runtime) ask(route Route, q *accept.Request) (join Join, u *upgrade, ok bool) {
+func (rt *Runtime) ask(route Route, q *accept.Request) (join Join, u upgrade, ok bool) {
 	join, err := route(&Handshake{q: q})
 	if err != nil || join.Object.check() != nil {
-		return join, nil, false
+		return join, u, false
 	}
 	c := join.Object.class
 	if c.rt != rt || c.http && !join.SkipServeHTTP {
-		return join, nil, false
+		return join, u, false
 	}
 	if c.opt.CheckOrigin != nil {
 		ok = c.opt.CheckOrigin(q.HTTP())
@@ -160,7 +165,7 @@ func (rt *Runtime) ask(route Route, q *accept.Request) (join Join, u *upgrade, o
 		ok = q.Head.SameOrigin()
 	}
 	if !ok {
-		return join, nil, false
+		return join, u, false
 	}
 	u, err = c.newUpgrade(&q.Head, join.options(), join.Header)
 	return join, u, err == nil

@@ -15,7 +15,7 @@ import (
 	"github.com/hibernate-go/hibernate/internal/wire"
 )
 
-// A Handshake is what a [Route] knows of a request.
+// A Handshake is what a [Route] knows of a request. It is valid until the Route returns.
 type Handshake struct {
 	r *http.Request   // nil at the acceptor
 	q *accept.Request // nil in a Handler
@@ -291,19 +291,19 @@ func (o offered) Offers(protocol string) bool {
 
 func (o offered) OfferedDeflate() (w wire.Window, answer string) { return wire.OfferedDeflate(o.r) }
 
-func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (*upgrade, error) {
-	u := &upgrade{protocol: o.Protocol, header: header}
+func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (upgrade, error) {
+	u := upgrade{protocol: o.Protocol, header: header}
 	var err error
 	if u.tags, err = newTags(o.Tags); err != nil {
-		return nil, err
+		return u, err
 	}
 	if o.Attachment != nil {
 		if u.attachment, err = c.encodeAttachment(o.Attachment); err != nil {
-			return nil, err
+			return u, err
 		}
 	}
 	if o.Protocol != "" && !client.Offers(o.Protocol) {
-		return nil, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
+		return u, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
 	}
 	if o.Compression || c.opt.Compression {
 		u.window, u.extension = client.OfferedDeflate()
@@ -313,7 +313,7 @@ func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (
 
 // upgrade takes the connection over, answers 101 and connects s. If that fails s
 // leaves its object without an event.
-func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket, u *upgrade) {
+func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket, u upgrade) {
 	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, u.extension, u.header)
 	if err != nil {
 		registry.Unlist(s)
@@ -396,7 +396,7 @@ func (s *State) AcceptWebSocket(w http.ResponseWriter, r *http.Request, o *Accep
 		return WebSocket{}, err
 	}
 	res.mu.Lock()
-	res.sock, res.upgrade = sock, u
+	res.sock, res.upgrade = sock, &u
 	res.mu.Unlock()
 	return WebSocket{sock}, nil
 }

@@ -191,7 +191,9 @@ type Runtime struct {
 
 	refused limit.Counters
 	recent  socket.RecentTags
-	pool    socket.Pool // its limit is immutable
+
+	responses sync.Pool   // of *[]byte, for the acceptor
+	pool      socket.Pool // its limit is immutable
 
 	patience *socket.Patience
 

@@ -336,10 +336,11 @@ func (id ID) String() string { return hex.EncodeToString(id.key[:]) }
 const idBody = 24
 
 func (c *class) seal(id *store.ID) {
-	h := sha256.New()
-	h.Write([]byte("hibernate id class\x00" + c.name + "\x00"))
-	h.Write(id[:idBody])
-	copy(id[idBody:], h.Sum(nil))
+	b := append(make([]byte, 0, 128), "hibernate id class\x00"...)
+	b = append(b, c.name...)
+	b = append(b, 0)
+	sum := sha256.Sum256(append(b, id[:idBody]...))
+	copy(id[idBody:], sum[:])
 }
 
 // IDFromName is the ID of the object with the given name. It is the same for

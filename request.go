@@ -119,7 +119,7 @@ func (s Stub) serve(w http.ResponseWriter, r *http.Request, res *response, work 
 // answer writes the answer, or the rest of it, after the turn.
 func (res *response) answer(w http.ResponseWriter, r *http.Request) {
 	if res.sock != nil {
-		res.class.upgrade(w, r, res.sock, res.upgrade)
+		res.class.upgrade(w, r, res.sock, *res.upgrade)
 		return
 	}
 	res.mu.Lock()

@@ -428,9 +428,7 @@ func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
 	if !w.take() {
 		return false // Close or expire has it
 	}
-	if w.in == nil { // p is the poller's
-		in = append([]byte(nil), p...)
-	}
+	copied := w.in != nil // else in is the poller's
 	w.in = nil
 	if state == wire.HeadComplete {
 		head, ok := wire.ParseHandshake(in[:n:n])
@@ -438,6 +436,9 @@ func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
 			w.gone()
 			return false
 		}
+	}
+	if !copied {
+		in = append([]byte(nil), in...)
 	}
 	w.handOver(in)
 	return false

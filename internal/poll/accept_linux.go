@@ -105,14 +105,15 @@ func (l *loop) accept(c *Conn) {
 		if !l.mayRead(c) {
 			return
 		}
-		// Not unix's, which asks for the protocol of each connection with a system call of its own.
-		fd, _, err := syscall.Accept4(int(c.fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		// The functions for it ask for the peer's address, and make garbage of it.
+		r, _, err := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(c.fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+		fd := int(r)
 		switch {
 		case err == unix.EINTR || err == unix.ECONNABORTED:
 			continue
 		case err == unix.EAGAIN:
 			return
-		case err != nil:
+		case err != 0:
 			if c.pauseUnread() {
 				h.AcceptFailed(os.NewSyscallError("accept4", err))
 			}

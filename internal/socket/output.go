@@ -52,7 +52,11 @@ func (s *Socket) Emit(f Frame) {
 		}
 		return
 	}
-	// Nothing is queued and nobody writes: no need of a queue.
+	s.directLocked(f)
+}
+
+// directLocked writes f, without a queue, when there is none and nobody writes. It unlocks. f is not kept.
+func (s *Socket) directLocked(f Frame) {
 	s.flags |= writing
 	s.mu.Unlock()
 	n, err := s.conn.Write(f.Bytes)

@@ -257,11 +257,14 @@ func (s *Socket) open(response, early []byte) error {
 		return net.ErrClosed
 	}
 	s.flags |= opened
-	b := s.busyLocked()
-	b.out = append([][]byte{response}, b.out...)
-	b.outSize += int64(len(response))
-	s.mu.Unlock()
-	s.Flush()
+	if b := s.busy; b == nil {
+		s.directLocked(Frame{Bytes: response})
+	} else {
+		b.out = append([][]byte{append([]byte(nil), response...)}, b.out...)
+		b.outSize += int64(len(response))
+		s.mu.Unlock()
+		s.Flush()
+	}
 	if len(early) == 0 || s.decode(nil, append([]byte(nil), early...), true) {
 		s.conn.Resume()
 	}

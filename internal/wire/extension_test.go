@@ -129,7 +129,7 @@ func TestSwitchingAnswersTheOffer(t *testing.T) {
 	if !ok {
 		t.Fatal("the handshake is not in order")
 	}
-	c, err := h.Switching("chat", ours, header)
+	c, err := h.AppendSwitching(nil, "chat", ours, header)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestSwitchingAnswersTheOffer(t *testing.T) {
 			t.Errorf("answered %v", r.Header)
 		}
 	}
-	if c, err = h.Switching("", ours, nil); err != nil || response(t, c).Header.Get("Sec-WebSocket-Extensions") != ours {
+	if c, err = h.AppendSwitching(nil, "", ours, nil); err != nil || response(t, c).Header.Get("Sec-WebSocket-Extensions") != ours {
 		t.Errorf("answered %q, %v", c, err)
 	}
 }

@@ -353,8 +353,8 @@ func (h *Head) values(lower string) iter.Seq[[]byte] {
 	}
 }
 
-// Switching is the whole head of the 101 response, made by gobwas/ws. The arguments are as in AppendSwitching.
-func (h *Head) Switching(protocol, extension string, header http.Header) ([]byte, error) {
+// AppendSwitching appends the whole head of the 101 response, made by gobwas/ws. The arguments are as in AppendSwitching.
+func (h *Head) AppendSwitching(dst []byte, protocol, extension string, header http.Header) ([]byte, error) {
 	var u ws.Upgrader
 	if protocol != "" || extension != "" || len(header) > 0 {
 		more, err := appendFields(nil, protocol, extension, header)
@@ -363,7 +363,7 @@ func (h *Head) Switching(protocol, extension string, header http.Header) ([]byte
 		}
 		u.Header = ws.HandshakeHeaderBytes(more)
 	}
-	m := memory{in: h.raw, out: make([]byte, 0, 192)}
+	m := memory{in: h.raw, out: dst}
 	if _, err := u.Upgrade(&m); err != nil {
 		return nil, fmt.Errorf("wire: upgrade: %w", err)
 	}

@@ -151,7 +151,7 @@ func agrees(t *testing.T, b []byte) {
 	}
 	before := slices.Clone(raw)
 	header := http.Header{"X-A": {"1", "2"}, "Connection": {"close"}, "Sec-WebSocket-Protocol": {"z"}}
-	got, err := h.Switching("", extension, header)
+	got, err := h.AppendSwitching(nil, "", extension, header)
 	if err != nil {
 		return // then net/http answers
 	}
@@ -180,14 +180,14 @@ func response(t *testing.T, head []byte) *http.Response {
 func TestSwitchingRefusesWhatAppendSwitchingDoes(t *testing.T) {
 	h, _ := ParseHandshake([]byte(ordinary[0]))
 	for _, header := range []http.Header{{"a b": {"x"}}, {"A": {"x\r\ny: z"}}, {"Sec-Websocket-Protocol": {"a", "b"}}} {
-		if b, err := h.Switching("", "", header); err == nil {
+		if b, err := h.AppendSwitching(nil, "", "", header); err == nil {
 			t.Errorf("%v gave %q", header, b)
 		}
 	}
-	if b, err := h.Switching("a b", "", nil); err == nil {
+	if b, err := h.AppendSwitching(nil, "a b", "", nil); err == nil {
 		t.Errorf("gave %q", b)
 	}
-	b, err := h.Switching("chat", "", http.Header{"Sec-Websocket-Protocol": {"other"}})
+	b, err := h.AppendSwitching(nil, "chat", "", http.Header{"Sec-Websocket-Protocol": {"other"}})
 	if err != nil || !slices.Equal(response(t, b).Header["Sec-Websocket-Protocol"], []string{"chat"}) {
 		t.Errorf("gave %q, %v", b, err)
 	}
@@ -222,7 +222,7 @@ func BenchmarkHandshakeHead(b *testing.B) {
 		if !ok || !h.SameOrigin() {
 			b.Fatal("refused")
 		}
-		if _, err := h.Switching("", "", nil); err != nil {
+		if _, err := h.AppendSwitching(nil, "", "", nil); err != nil {
 			b.Fatal(err)
 		}
 	}
