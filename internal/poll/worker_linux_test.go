@@ -5,6 +5,7 @@ package poll
 import (
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -379,13 +380,15 @@ func TestManyShortTurnsGiveWay(t *testing.T) {
 		close(entered)
 		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 			wk.Enter(nil)
-			select {
-			case <-served:
-				wk.Leave()
-				return true
-			case <-time.After(watchTick / 4):
+			for soon := time.Now().Add(watchTick / 50); time.Now().Before(soon); {
+				runtime.Gosched()
 			}
 			wk.Leave()
+			select {
+			case <-served:
+				return true
+			default:
+			}
 		}
 		t.Error("another connection was not served beside 10 s of short turns")
 		return true
@@ -405,7 +408,7 @@ func TestWatchIsAwakeBehindALongCallback(t *testing.T) {
 	hold, held := make(chan struct{}), make(chan struct{})
 	_, first := w.runs(func(*turner, *Worker, []byte) bool { close(held); <-hold; return true })
 	long := func(*turner, *Worker, []byte) bool {
-		time.Sleep(2 * watchIdle * watchTick) // it is a callback that sleeps, not a test that waits
+		time.Sleep(4 * watchIdle * watchTick) // it is a callback that sleeps, not a test that waits
 		return true
 	}
 	_, second := w.runs(long)

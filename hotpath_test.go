@@ -1,0 +1,444 @@
+package hibernate_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/hibernate-go/hibernate"
+)
+
+// together sends texts in one write, so that one read finds them.
+func (c *client) together(texts ...string) {
+	c.t.Helper()
+	var all []byte
+	for _, text := range texts {
+		all = append(all, frame(true, ws.OpText, text)...)
+	}
+	c.write(all)
+}
+
+// A handler that keeps its ctx must not do anything with it ever after, in no turn of no object.
+func TestLeakedCtxIsRefusedAThousandTurnsLater(t *testing.T) {
+	r := newRig(t, "", nil)
+	var mu sync.Mutex // guards the following
+	var leaked context.Context
+	var from hibernate.WebSocket
+	var state *hibernate.State
+	var reused atomic.Int32
+	refused := func(who string, want error) {
+		t.Helper()
+		mu.Lock()
+		leaked, from, state := leaked, from, state
+		mu.Unlock()
+		for what, use := range map[string]func() error{
+			"Send":      func() error { return from.SendText(leaked, "leaked") },
+			"Close":     func() error { return from.Close(leaked, 1000, "") },
+			"Broadcast": func() error { _, err := state.Broadcast(leaked, hibernate.Text("leaked"), nil); return err },
+			"Put":       func() error { return state.Storage().PutBytes(leaked, "k", []byte("leaked")) },
+			"Attach":    func() error { return from.SerializeAttachment(leaked, "leaked") },
+			"Await": func() error {
+				return hibernate.Await(leaked, func(context.Context) error { t.Error("Await has run"); return nil })
+			},
+			"Sync":  func() error { return state.Storage().Sync(leaked) },
+			"Abort": func() error { return state.Abort(leaked, errors.New("leaked")) },
+		} {
+			if err := use(); !errors.Is(err, want) {
+				t.Errorf("%s with a leaked ctx %s: %v, want %v", what, who, err, want)
+			}
+		}
+		if leaked.Err() == nil {
+			t.Errorf("%s: the leaked ctx goes on", who)
+		}
+	}
+	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		mu.Lock()
+		if m.Text() == "leak" {
+			leaked, from, state = ctx, ws, a.state
+		} else if ctx == leaked {
+			reused.Add(1)
+		}
+		mu.Unlock()
+		if m.Text() == "use" {
+			refused("inside another turn", hibernate.ErrOutsideTurn)
+		}
+		return ws.Send(ctx, m)
+	}}, nil)
+	a, b := r.dial("/o/a"), r.dial("/o/b")
+	a.send("leak")
+	a.expect("text:leak")
+	refused("at once", hibernate.ErrOutsideTurn)
+	for i := range 1000 {
+		c := []*client{a, b}[i%2]
+		c.send("x")
+		c.expect("text:x")
+	}
+	refused("from outside", hibernate.ErrOutsideTurn)
+	for _, c := range []*client{a, b} {
+		c.send("use")
+		c.expect("text:use")
+	}
+	if n := reused.Load(); n > 0 {
+		t.Errorf("the ctx was used for %d other turns", n)
+	}
+	r.evict("a")
+	a.send("x")
+	a.expect("text:x")
+	refused("after its instance", hibernate.ErrReset)
+	b.send("x")
+	b.expect("text:x")
+}
+
+// TestBlockedRoomsDelayNobody: fifty handlers that block at once, without a word to the runtime, and rooms beside them that
+// are answered as if nothing was. What the blocked rooms had answered before has left, and what they were given stays as it was.
+func TestBlockedRoomsDelayNobody(t *testing.T) {
+	const blocked, others, echoes = 50, 10, 40
+	r := newRig(t, "", nil)
+	var release chan struct{}
+	var within, spoilt atomic.Int32
+	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		if bytes.HasPrefix(m.Data, []byte("block")) {
+			want := string(m.Data)
+			within.Add(1)
+			<-release
+			if string(m.Data) != want {
+				spoilt.Add(1)
+			}
+		}
+		return ws.Send(ctx, m)
+	}}, nil)
+	var rooms [blocked]*client
+	for i := range rooms {
+		rooms[i] = r.dial(fmt.Sprintf("/o/blocked-%d", i))
+	}
+	var beside [others]*client
+	for i := range beside {
+		beside[i] = r.dial(fmt.Sprintf("/o/other-%d", i))
+	}
+	const most = 250 * time.Millisecond
+	for try := 1; ; try++ { // a machine that has no time for a test does not fail it
+		release = make(chan struct{})
+		within.Store(0)
+		for i, c := range rooms {
+			c.together("before", fmt.Sprintf("block %d %s", i, strings.Repeat("x", 4<<10)), "after 1", "after 2")
+		}
+		longest, all := time.Duration(0), make(chan time.Duration, others)
+		for i, c := range beside {
+			go func() {
+				longest := time.Duration(0)
+				defer func() { all <- longest }()
+				for n := range echoes {
+					text := fmt.Sprintf("%d %d %s", i, n, strings.Repeat("y", 8<<10))
+					begun := time.Now()
+					if _, err := c.conn.Write(frame(true, ws.OpText, text)); err != nil {
+						t.Error(err)
+						return
+					}
+					c.conn.SetReadDeadline(begun.Add(20 * time.Second))
+					f, err := ws.ReadFrame(c.br)
+					if err != nil || string(f.Payload) != text {
+						t.Errorf("received %.20q, %v beside blocked rooms", f.Payload, err)
+						return
+					}
+					longest = max(longest, time.Since(begun))
+				}
+			}()
+		}
+		for range beside {
+			longest = max(longest, <-all)
+		}
+		for _, c := range rooms {
+			c.expect("text:before") // though what came in the same read blocks
+		}
+		r.until("fifty handlers to block", func() bool { return within.Load() == blocked })
+		close(release)
+		for i, c := range rooms {
+			c.expect(fmt.Sprintf("text:block %d %s", i, strings.Repeat("x", 4<<10)), "text:after 1", "text:after 2")
+		}
+		t.Logf("the longest of %d echoes beside %d rooms that blocked took %v", others*echoes, blocked, longest)
+		if longest <= most {
+			break
+		}
+		if try == 5 {
+			t.Errorf("an echo took %v in each of %d tries", longest, try)
+			break
+		}
+	}
+	if n := spoilt.Load(); n > 0 {
+		t.Errorf("%d messages changed while their handler had them", n)
+	}
+}
+
+// What comes in one read is one event after another, whatever becomes of the first.
+func TestMessagesOfOneRead(t *testing.T) {
+	big := strings.Repeat("big ", 50<<10) // more than is read at once
+	// The script for all: what a message does is its first word.
+	message := func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message, let chan struct{}) error {
+		text := m.Text()
+		word, _, _ := strings.Cut(text, " ")
+		if word != "big" {
+			a.tell("%s", text)
+		}
+		switch word {
+		case "await":
+			if err := ws.SendText(ctx, "before"); err != nil {
+				return err
+			}
+			if err := hibernate.Await(ctx, func(context.Context) error { <-let; return nil }); err != nil {
+				return err
+			}
+		case "block":
+			<-let
+		case "panic":
+			ws.SendText(ctx, "undone")
+			panic("at the disco")
+		case "goexit":
+			ws.SendText(ctx, "undone")
+			runtime.Goexit()
+		case "abort":
+			ws.SendText(ctx, "undone")
+			return a.state.Abort(ctx, errors.New("enough"))
+		}
+		return ws.SendText(ctx, text)
+	}
+	for _, tt := range []struct {
+		name  string
+		texts []string // sent together
+		close bool     // and a Close behind them
+		hear  []string // while the first has not gone on
+		early []string // received meanwhile
+		late  []string // heard and received in the end
+		recv  []string
+	}{
+		{name: "await", texts: []string{"await", "a", "b"}, hear: []string{"await", "a", "b"},
+			early: []string{"text:before", "text:a", "text:b"}, recv: []string{"text:await"}},
+		{name: "await twice", texts: []string{"await 1", "a", "await 2", "b"}, hear: []string{"await 1", "a", "await 2", "b"},
+			early: []string{"text:before", "text:a", "text:before", "text:b"}, recv: []string{"text:await *", "text:await *"}},
+		{name: "await behind others", texts: []string{"a", "b", "await", "c"}, hear: []string{"a", "b", "await", "c"},
+			early: []string{"text:a", "text:b", "text:before", "text:c"}, recv: []string{"text:await"}},
+		{name: "big behind await", texts: []string{"await", big, "a", big + "!", "b"}, hear: []string{"await", "a", "b"},
+			early: []string{"text:before", "text:" + big, "text:a", "text:" + big + "!", "text:b"}, recv: []string{"text:await"}},
+		{name: "big behind block", texts: []string{"a", "block", big, "b", big + "!"}, hear: []string{"a", "block"}, early: []string{"text:a"},
+			late: []string{"b"}, recv: []string{"text:block", "text:" + big, "text:b", "text:" + big + "!"}},
+		{name: "panic", texts: []string{"panic", "a", "panic", "b"}, hear: []string{"panic", "a", "panic", "b"}, early: []string{"text:a", "text:b"}},
+		{name: "goexit", texts: []string{"goexit", "a", "goexit", "b"}, hear: []string{"goexit", "a", "goexit", "b"}, early: []string{"text:a", "text:b"}},
+		{name: "goexit behind others", texts: []string{"a", "goexit", "b"}, hear: []string{"a", "goexit", "b"}, early: []string{"text:a", "text:b"}},
+		{name: "abort", texts: []string{"a", "abort", "b"}, hear: []string{"a", "abort"}, early: []string{"text:a", "eof"}},
+		{name: "abort behind await", texts: []string{"await", "a", "abort", "b"}, hear: []string{"await", "a", "abort"},
+			early: []string{"text:before", "text:a", "eof"}},
+		{name: "close", texts: []string{"a", "b"}, close: true, hear: []string{"a", "b", "closed 1000"}, early: []string{"text:a", "text:b", "close:1000 ", "eof"}},
+		{name: "close behind block", texts: []string{"a", "block", "b"}, close: true, hear: []string{"a", "block"}, early: []string{"text:a"},
+			late: []string{"b", "closed 1000"}, recv: []string{"text:block", "text:b", "close:1000 ", "eof"}},
+		{name: "close behind panic", texts: []string{"a", "panic"}, close: true, hear: []string{"a", "panic", "closed 1000"},
+			early: []string{"text:a", "close:1000 ", "eof"}},
+		{name: "close behind goexit", texts: []string{"goexit"}, close: true, hear: []string{"goexit", "closed 1000"}, early: []string{"close:1000 ", "eof"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+				r := newRig(t, "", nil)
+				let := make(chan struct{})
+				r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+					return message(ctx, a, ws, m, let)
+				}, close: func(_ context.Context, a *actor, _ hibernate.WebSocket, e hibernate.CloseEvent) error {
+					a.tell("closed %d", e.Code)
+					return nil
+				}}, nil)
+				c, other := r.dial("/o/a"), r.dial("/o/b")
+				other.send("x")
+				other.expect("text:x")
+				r.hear("x")
+				pause(r)
+				var all []byte
+				for _, text := range tt.texts {
+					all = append(all, frame(true, ws.OpText, text)...)
+				}
+				if tt.close {
+					all = append(all, frame(true, ws.OpClose, "\x03\xe8")...)
+				}
+				wrote := make(chan struct{})
+				go func() { defer close(wrote); c.conn.Write(all) }() // it may be more than the system takes
+				receive := func(want []string) {
+					for _, w := range want {
+						got := c.next()
+						if head, ok := strings.CutSuffix(w, "*"); got != w && !(ok && strings.HasPrefix(got, head)) {
+							t.Fatalf("received %.80q, want %.80q", got, w)
+						}
+					}
+				}
+				r.hear(tt.hear...)
+				receive(tt.early)
+				other.send("y")
+				other.expect("text:y")
+				r.hear("y")
+				close(let)
+				receive(tt.recv)
+				r.hear(tt.late...)
+				<-wrote
+				other.send("z")
+				other.expect("text:z")
+				r.hear("z")
+				r.silent()
+			})
+		})
+	}
+}
+
+// Neither way to end waits for a handler that blocks in the goroutine that reads, unless it is told to.
+func TestRuntimeEndsBesideABlockedHandler(t *testing.T) {
+	for name, end := range map[string]func(*hibernate.Runtime) error{
+		"close": (*hibernate.Runtime).Close,
+		"shutdown": func(rt *hibernate.Runtime) error {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			defer cancel()
+			if err := rt.Shutdown(ctx); err == nil {
+				return errors.New("the shutdown tells of no handler")
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, "", nil)
+			let, after := make(chan struct{}), make(chan error, 1)
+			r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+				a.tell("%s", m.Text())
+				if m.Text() == "block" {
+					<-let
+					after <- ws.SendText(ctx, "late")
+					return nil
+				}
+				return ws.Send(ctx, m)
+			}}, nil)
+			c := r.dial("/o/a")
+			c.together("a", "block", "b")
+			r.hear("a", "block")
+			c.expect("text:a")
+			ended := make(chan error, 1)
+			go func() { ended <- end(r.rt) }()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it has not ended in 10 s")
+			}
+			if got := c.next(); got != "eof" && !strings.HasPrefix(got, "close:1001") {
+				t.Errorf("received %q", got)
+			}
+			close(let)
+			if err := <-after; !errors.Is(err, hibernate.ErrReset) && !errors.Is(err, hibernate.ErrUnavailable) {
+				t.Errorf("a send after the end: %v", err)
+			}
+			r.silent()
+		})
+	}
+}
+
+// TestHandlersOfEveryKindAtOnce: many connections, whose handlers return, block, await, panic or exit as it comes. Every
+// message is handled once and in its order, and every answer that is not undone arrives.
+func TestHandlersOfEveryKindAtOnce(t *testing.T) {
+	const conns, rooms, messages = 48, 12, 120
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := newRig(t, "", nil)
+	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		text := m.Text()
+		kind, _, _ := strings.Cut(text, " ")
+		if kind == "undone" {
+			ws.SendText(ctx, "never")
+			if len(text)%2 == 0 {
+				runtime.Goexit()
+			}
+			panic("undone")
+		}
+		if err := ws.SendText(ctx, "got "+text); err != nil {
+			return err
+		}
+		switch kind {
+		case "block":
+			time.Sleep(time.Duration(len(text)%7) * time.Millisecond)
+			if m.Text() != text {
+				t.Errorf("the message became %.40q", m.Data)
+			}
+		case "await":
+			// The instance may be undone by another's panic: then nothing more is sent.
+			return hibernate.Await(ctx, func(context.Context) error { runtime.Gosched(); return nil })
+		case "sync":
+			return a.state.Storage().Sync(ctx)
+		case "write":
+			return a.state.Storage().PutBytes(ctx, "k", m.Data)
+		}
+		return nil
+	}}, nil)
+	var all sync.WaitGroup
+	for i := range conns {
+		c := r.dial(fmt.Sprintf("/o/%d", i%rooms))
+		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
+		all.Go(func() { churnClient(t, c, rnd, messages, i) })
+	}
+	all.Wait()
+	s := r.rt.Stats()
+	t.Logf("%d messages, %d panics, %d instances", s.Messages, s.Panics, s.Constructed)
+	if s.Messages != conns*messages {
+		t.Errorf("%d messages were handled, %d were sent", s.Messages, conns*messages)
+	}
+	r.until("the sockets to end", func() bool { return r.rt.Stats().Sockets == 0 })
+}
+
+// churnClient sends n messages of random kinds, some of them together, and reads the answers.
+func churnClient(t *testing.T, c *client, rnd *rand.Rand, n, id int) {
+	kinds := []string{"plain", "plain", "plain", "plain", "block", "await", "sync", "write", "undone"}
+	var want []string
+	var out [][]byte
+	for i := range n {
+		kind := kinds[rnd.IntN(len(kinds))]
+		if i == n-1 {
+			kind = "plain" // whose answer tells that all were handled
+		}
+		text := fmt.Sprintf("%s %d %d %s", kind, id, i, strings.Repeat("z", rnd.IntN(300)))
+		if !strings.HasPrefix(text, "undone") {
+			want = append(want, "got "+text)
+		}
+		f := frame(true, ws.OpText, text)
+		if len(out) == 0 || rnd.IntN(4) == 0 {
+			out = append(out, nil)
+		}
+		out[len(out)-1] = append(out[len(out)-1], f...)
+	}
+	go func() {
+		for _, b := range out {
+			if _, err := c.conn.Write(b); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	c.conn.SetReadDeadline(time.Now().Add(60 * time.Second))
+	for i, w := range want {
+		f, err := ws.ReadFrame(c.br)
+		if err != nil || string(f.Payload) != w {
+			t.Errorf("connection %d received %.60q, %v, want %.60q (%d of %d)", id, f.Payload, err, w, i+1, len(want))
+			c.conn.Close()
+			return
+		}
+	}
+	if rnd.IntN(2) == 0 {
+		c.conn.Write(frame(true, ws.OpClose, "\x03\xe8"))
+		if _, err := io.Copy(io.Discard, c.conn); err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	}
+	c.conn.Close()
+}
