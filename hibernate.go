@@ -22,6 +22,12 @@
 // ctx names the turn: what has an effect takes it, and refuses use outside the
 // turn with [ErrOutsideTurn].
 //
+// Messages are handled on the goroutine that has read them (on Linux, without
+// TLS). A handler may still block: its own object waits, the others do not. Some
+// milliseconds later, or at once if it calls [Await] or the like, another
+// goroutine reads on, and classes whose handlers block often get goroutines of
+// their own.
+//
 // # Durability
 //
 // All writes of a turn are one atomic commit. What a turn sends - frames, closes,

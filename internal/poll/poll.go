@@ -7,7 +7,8 @@
 //
 //   - What Write accepts is in the kernel with descriptors, and in a bounded buffer of this package otherwise.
 //     After Close the kernel sends what it has; the buffer is given a second to leave.
-//   - With descriptors Writable and Input come from one goroutine; otherwise they may run beside each other.
+//   - With descriptors Writable and Input come from one goroutine, unless an Input was detached from it (see [Worker]);
+//     otherwise they may run beside each other.
 //
 // # Descriptors
 //
@@ -126,8 +127,8 @@ func New(o Options) (*Poller, error) {
 	return p, nil
 }
 
-// Close closes what is still attached, waits until no callback runs any more, and stops the loops.
-// It must not be called in a callback. A second call does nothing.
+// Close closes what is still attached, waits until no callback runs any more but those that are detached from their loops,
+// and stops the loops. It must not be called in a callback. A second call does nothing.
 func (p *Poller) Close() error {
 	p.mu.Lock()
 	if p.closed {
