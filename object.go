@@ -346,8 +346,10 @@ func (c *class) seal(id *store.ID) {
 // IDFromName is the ID of the object with the given name. It is the same for
 // ever and everywhere.
 func (n *Namespace) IDFromName(name string) ID {
-	sum := sha256.Sum256([]byte("hibernate id name\x00" + n.class.name + "\x00" + name))
-	id := store.ID(sum)
+	b := append(make([]byte, 0, 256), "hibernate id name\x00"...)
+	b = append(b, n.class.name...)
+	b = append(b, 0)
+	id := store.ID(sha256.Sum256(append(b, name...)))
 	n.class.seal(&id)
 	return ID{id}
 }

@@ -51,7 +51,7 @@ type Config struct {
 	Closed func()
 }
 
-// A Request is a handshake to be claimed. It stays as it is, but for Conn, which is for Claim only.
+// A Request is a handshake to be claimed. It is valid until Claim returns.
 type Request struct {
 	Head  wire.Head
 	Early []byte // what came behind the head
@@ -92,6 +92,7 @@ type Listener struct {
 
 	backoff  alarm.Deadline
 	deadline alarm.Deadline
+	requests sync.Pool // of *Request
 
 	mu          sync.Mutex // guards the following; not held in a system call or callback
 	some        sync.Cond  // queue, closed or err has changed
@@ -431,8 +432,7 @@ func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
 	copied := w.in != nil // else in is the poller's
 	w.in = nil
 	if state == wire.HeadComplete {
-		head, ok := wire.ParseHandshake(in[:n:n])
-		if ok && w.l.cfg.Claim(&Request{Head: head, Early: in[n:], Conn: &w.Conn}) {
+		if w.claimed(in, n) {
 			w.gone()
 			return false
 		}
@@ -442,6 +442,23 @@ func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
 	}
 	w.handOver(in)
 	return false
+}
+
+// claimed offers the handshake to Claim, if in begins with one, of n bytes.
+func (w *waiting) claimed(in []byte, n int) bool {
+	head, ok := wire.ParseHandshake(in[:n:n])
+	if !ok {
+		return false
+	}
+	q, _ := w.l.requests.Get().(*Request)
+	if q == nil {
+		q = new(Request)
+	}
+	*q = Request{Head: head, Early: in[n:], Conn: &w.Conn}
+	ok = w.l.cfg.Claim(q)
+	*q = Request{}
+	w.l.requests.Put(q)
+	return ok
 }
 
 // handOver gives the connection, and what was read of it, to Accept.

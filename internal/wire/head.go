@@ -59,6 +59,8 @@ type Head struct {
 	origins    int
 	protocols  bool // there is a Sec-WebSocket-Protocol field
 	extensions bool // there is a Sec-WebSocket-Extensions field
+
+	io memory // what AppendSwitching works with
 }
 
 // ParseHandshake parses raw, a head that ScanHead has found complete, and reports whether it is an opening handshake
@@ -363,11 +365,13 @@ func (h *Head) AppendSwitching(dst []byte, protocol, extension string, header ht
 		}
 		u.Header = ws.HandshakeHeaderBytes(more)
 	}
-	m := memory{in: h.raw, out: dst}
-	if _, err := u.Upgrade(&m); err != nil {
+	h.io = memory{in: h.raw, out: dst}
+	_, err := u.Upgrade(&h.io)
+	dst, h.io = h.io.out, memory{}
+	if err != nil {
 		return nil, fmt.Errorf("wire: upgrade: %w", err)
 	}
-	return m.out, nil
+	return dst, nil
 }
 
 // memory is what an Upgrader reads and writes in place of a connection.
