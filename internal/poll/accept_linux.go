@@ -181,7 +181,7 @@ func (p *Poller) move(to, from *Conn, h Handler) error {
 		state |= statePendingIn
 	}
 	to.state.Store(state)
-	p.table[to.fd] = to
+	p.setLocked(int(to.fd), to)
 	return nil
 }
 
@@ -195,7 +195,7 @@ func (p *Poller) detach(c *Conn) (*Descriptor, error) {
 		p.mu.Unlock()
 		return nil, net.ErrClosed
 	}
-	p.table[c.fd] = nil
+	p.setLocked(int(c.fd), nil)
 	p.conns--
 	p.mu.Unlock()
 	l := (*c.on).(*loop)

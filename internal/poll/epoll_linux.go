@@ -28,9 +28,7 @@ type platform struct {
 	next    atomic.Uint32
 	running sync.WaitGroup
 
-	// Indexed by descriptor, guarded by Poller.mu.
-	table       []*Conn
-	generations []uint32 // how often the number was attached; goes along with its events
+	pages []*page // by descriptor; guarded by Poller.mu
 }
 
 // A loop waits for the events of its connections and makes their callbacks.
@@ -132,12 +130,30 @@ func (p *Poller) count(s *Stats) {
 }
 
 func (p *Poller) tableLocked() (all []*Conn) {
-	for _, c := range p.table {
-		if c != nil {
-			all = append(all, c)
+	for _, page := range p.pages {
+		for _, c := range page.conns {
+			if c != nil {
+				all = append(all, c)
+			}
 		}
 	}
 	return all
+}
+
+// A page is a piece of the table of descriptors, which grows without being copied.
+type page struct {
+	conns       [pageSize]*Conn
+	generations [pageSize]uint32 // how often the number was attached; goes along with its events
+}
+
+const pageSize = 512
+
+// pageOf is where the entry of a number is that was attached before.
+func (p *Poller) pageOf(fd int) (page *page, i int) { return p.pages[fd/pageSize], fd % pageSize }
+
+func (p *Poller) setLocked(fd int, c *Conn) {
+	page, i := p.pageOf(fd)
+	page.conns[i] = c
 }
 
 // attachDescriptor is Attach for a connection whose descriptor can be taken; otherwise it reports false.
@@ -206,17 +222,17 @@ func (p *Poller) enter(c *Conn, fd int, h Handler, flags uint32) error {
 		unix.Close(fd)
 		return net.ErrClosed
 	}
-	for fd >= len(p.table) {
-		p.table = append(p.table, nil)
-		p.generations = append(p.generations, 0)
+	for fd >= len(p.pages)*pageSize {
+		p.pages = append(p.pages, new(page))
 	}
-	if p.table[fd] != nil {
+	page, i := p.pageOf(fd)
+	if page.conns[i] != nil {
 		p.mu.Unlock()
 		panic(fmt.Sprintf("poll: BUG: descriptor %d is attached twice", fd))
 	}
-	p.generations[fd]++
-	ev := unix.EpollEvent{Events: mask(0), Fd: int32(fd), Pad: int32(p.generations[fd])}
-	p.table[fd] = c
+	page.generations[i]++
+	ev := unix.EpollEvent{Events: mask(0), Fd: int32(fd), Pad: int32(page.generations[i])}
+	page.conns[i] = c
 	p.conns++
 	p.active.Add(1)
 	c.fd, c.h, c.on = int32(fd), h, &l.self
@@ -356,7 +372,8 @@ func (l *loop) lookup(events []unix.EpollEvent) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, ev := range events {
-		if c := p.table[ev.Fd]; c != nil && p.generations[ev.Fd] == uint32(ev.Pad) {
+		page, i := p.pageOf(int(ev.Fd))
+		if c := page.conns[i]; c != nil && page.generations[i] == uint32(ev.Pad) {
 			l.ready = append(l.ready, ready{c, ev.Events})
 		}
 	}
@@ -481,7 +498,8 @@ func (l *loop) control(c *Conn) {
 		}
 	}
 	l.p.mu.Lock()
-	generation := l.p.generations[c.fd] // ours: the reference keeps the number
+	page, i := l.p.pageOf(int(c.fd))
+	generation := page.generations[i] // ours: the reference keeps the number
 	l.p.mu.Unlock()
 	for {
 		state := c.state.And(^uint32(stateAgain))
@@ -621,7 +639,7 @@ func (l *loop) release(c *Conn) {
 	}
 	p, fd := l.p, int(c.fd)
 	p.mu.Lock()
-	p.table[fd] = nil
+	p.setLocked(fd, nil)
 	p.conns--
 	p.mu.Unlock()
 	// Explicitly: a child between fork and exec may still hold the socket, and would keep the registration.

@@ -125,7 +125,7 @@ func TestStaleEventIsDropped(t *testing.T) {
 	var a, b record
 	w.attach(&a)
 	w.p.mu.Lock()
-	stale := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP, Fd: a.fd, Pad: int32(w.p.generations[a.fd])}
+	stale := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP, Fd: a.fd, Pad: int32(generationOf(w.p, &a.Conn))}
 	w.p.mu.Unlock()
 	server, _ := w.pair()
 	dup, err := unix.Dup(int(a.fd)) // keeps the socket, so that only the number is free
@@ -440,4 +440,9 @@ func BenchmarkEchoMany(b *testing.B) {
 			}
 		})
 	}
+}
+
+func generationOf(p *Poller, c *Conn) uint32 {
+	page, i := p.pageOf(int(c.fd))
+	return page.generations[i]
 }
