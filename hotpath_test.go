@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -348,43 +350,35 @@ func TestRuntimeEndsBesideABlockedHandler(t *testing.T) {
 
 // TestHandlersOfEveryKindAtOnce: many connections, whose handlers return, block, await, panic or exit as it comes. Every
 // message is handled once and in its order, and every answer that is not undone arrives.
+// A class whose handlers block is soon run elsewhere, so there is one class, and there are many that are all trusted at first.
 func TestHandlersOfEveryKindAtOnce(t *testing.T) {
-	const conns, rooms, messages = 48, 12, 120
+	for _, classes := range []int{1, 40} {
+		t.Run(fmt.Sprintf("classes=%d", classes), func(t *testing.T) { handlersOfEveryKind(t, classes) })
+	}
+}
+
+func handlersOfEveryKind(t *testing.T, classes int) {
+	const conns, rooms, messages = 80, 40, 120
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := newRig(t, "", nil)
-	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
-		text := m.Text()
-		kind, _, _ := strings.Cut(text, " ")
-		if kind == "undone" {
-			ws.SendText(ctx, "never")
-			if len(text)%2 == 0 {
-				runtime.Goexit()
-			}
-			panic("undone")
+	mux := http.NewServeMux()
+	for i := range classes {
+		ns, err := hibernate.Register(r.rt, fmt.Sprint("Class", i), func(_ context.Context, s *hibernate.State) (*moody, error) {
+			return &moody{t, s}, nil
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err := ws.SendText(ctx, "got "+text); err != nil {
-			return err
-		}
-		switch kind {
-		case "block":
-			time.Sleep(time.Duration(len(text)%7) * time.Millisecond)
-			if m.Text() != text {
-				t.Errorf("the message became %.40q", m.Data)
-			}
-		case "await":
-			// The instance may be undone by another's panic: then nothing more is sent.
-			return hibernate.Await(ctx, func(context.Context) error { runtime.Gosched(); return nil })
-		case "sync":
-			return a.state.Storage().Sync(ctx)
-		case "write":
-			return a.state.Storage().PutBytes(ctx, "k", m.Data)
-		}
-		return nil
-	}}, nil)
+		mux.Handle(fmt.Sprintf("/c%d/{name}", i), ns.Handler(func(h *hibernate.Handshake) (hibernate.Join, error) {
+			return hibernate.Join{Object: ns.GetByName(h.PathValue("name"))}, nil
+		}))
+	}
+	r.srv = httptest.NewServer(mux)
 	var all sync.WaitGroup
 	for i := range conns {
-		c := r.dial(fmt.Sprintf("/o/%d", i%rooms))
+		room := i % rooms
+		c := r.dial(fmt.Sprintf("/c%d/%d", room%classes, room))
 		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 		all.Go(func() { churnClient(t, c, rnd, messages, i) })
 	}
@@ -395,6 +389,41 @@ func TestHandlersOfEveryKindAtOnce(t *testing.T) {
 		t.Errorf("%d messages were handled, %d were sent", s.Messages, conns*messages)
 	}
 	r.until("the sockets to end", func() bool { return r.rt.Stats().Sockets == 0 })
+}
+
+// A moody object does what the first word of a message says.
+type moody struct {
+	t     *testing.T
+	state *hibernate.State
+}
+
+func (m *moody) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, msg hibernate.Message) error {
+	text := msg.Text()
+	kind, _, _ := strings.Cut(text, " ")
+	if kind == "undone" {
+		ws.SendText(ctx, "never")
+		if len(text)%2 == 0 {
+			runtime.Goexit()
+		}
+		panic("undone")
+	}
+	if err := ws.SendText(ctx, "got "+text); err != nil {
+		return err
+	}
+	switch kind {
+	case "block":
+		time.Sleep(time.Duration(len(text)%7) * time.Millisecond)
+		if msg.Text() != text {
+			m.t.Errorf("the message became %.40q", msg.Data)
+		}
+	case "await": // the instance may be undone by another's panic; what was sent before has left
+		return hibernate.Await(ctx, func(context.Context) error { runtime.Gosched(); return nil })
+	case "sync":
+		return m.state.Storage().Sync(ctx)
+	case "write":
+		return m.state.Storage().PutBytes(ctx, "k", msg.Data)
+	}
+	return nil
 }
 
 // churnClient sends n messages of random kinds, some of them together, and reads the answers.
