@@ -372,18 +372,18 @@ func (s *Socket) finishLocked() bool {
 // of bytes, for the peer's end of stream, so that the peer reads our Close and
 // then EOF rather than a reset.
 func (s *Socket) finish() {
+	s.mu.Lock()
+	gone := s.goneLocked()
+	s.mu.Unlock()
+	if gone != nil {
+		gone(true) // before the peer sees the end: nobody is to count it as silent afterwards
+	}
 	// A connection that cannot be shut down by half only waits.
 	if err := s.conn.CloseWrite(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		s.drop()
 		return
 	}
 	s.setDeadline(s.cfg().Linger)
-	s.mu.Lock()
-	gone := s.goneLocked()
-	s.mu.Unlock()
-	if gone != nil {
-		gone(true)
-	}
 	s.conn.Resume()
 }
 
