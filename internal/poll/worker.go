@@ -17,6 +17,8 @@ import (
 type Worker struct {
 	// Local is the handlers' own, to recognise the goroutine by. It belongs to that goroutine.
 	Local any
+	// Serial numbers the callbacks of the worker. It belongs to its goroutine too.
+	Serial uint64
 
 	loop  replacer
 	token atomic.Uint64 // even: held by the worker; odd: up for grabs; tokenTaken: the loop went on without it; see tokenCall

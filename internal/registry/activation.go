@@ -25,6 +25,9 @@ type Activation struct {
 
 	prev, next *Activation // in the shard's list; guarded by the shard's lock
 
+	spareOuts []output // to be outs and buf again; owned by who runs the object's turns
+	spareBuf  []byte
+
 	mu      sync.Mutex // guards the following
 	current *Turn      // the turn that may use the object now; nil between turns
 	ended   error      // why this life is over; set once

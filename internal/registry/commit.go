@@ -13,15 +13,21 @@ import (
 // gate behind them. last, if any, is told behind all other output. It returns why
 // nothing of this happened. It is called by t, which has ended or is about to wait.
 func (a *Activation) commit(t *Turn, last *Work) error {
-	o := a.obj
 	a.mu.Lock()
 	if a.ended != nil {
 		defer a.mu.Unlock()
 		return resetError(a.ended)
 	}
+	return a.commitLocked(t, last)
+}
+
+// commitLocked is commit for an activation that lasts. It unlocks.
+func (a *Activation) commitLocked(t *Turn, last *Work) error {
+	o := a.obj
 	outs, buf, size := a.outs, a.buf, a.outSize
 	clear(a.undo)
-	a.outs, a.buf, a.outSize, a.undo = nil, nil, 0, a.undo[:0]
+	a.outs, a.buf, a.outSize, a.undo = a.spareOuts, a.spareBuf, 0, a.undo[:0]
+	a.spareOuts, a.spareBuf = nil, nil
 	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
 	if last != nil && last.Done != nil {
@@ -75,20 +81,15 @@ func (l *live) emit(t *Turn, outs []output) {
 	l.released()
 }
 
-// recycle keeps the memory of output that has left for the next stretch.
+// recycle keeps the memory of output that has left, or was copied, for a later stretch.
 func (a *Activation) recycle(outs []output, buf []byte) {
-	if cap(outs) > 64 {
-		outs = nil
-	}
-	if cap(buf) > 64*socket.MaxCopied {
-		buf = nil
-	}
 	clear(outs)
-	a.mu.Lock()
-	if a.outs == nil && a.ended == nil {
-		a.outs, a.buf = outs[:0], buf[:0]
+	if cap(outs) <= 64 {
+		a.spareOuts = outs[:0]
 	}
-	a.mu.Unlock()
+	if cap(buf) <= 64*socket.MaxCopied {
+		a.spareBuf = buf[:0]
+	}
 }
 
 // commitStore hands the writes of st over and reports whether there were any.

@@ -32,11 +32,11 @@ type Object struct {
 	name    string     // "" until known
 	sockets socket.List
 	wakes   wakes
-	rare    *rare // what few objects have; nil: nothing
-	*live         // what an object that does something has; nil at rest
+	rare    atomic.Pointer[rare] // what few objects have; nil: nothing. Written under mu
+	*live                        // what an object that does something has; nil at rest
 }
 
-// rare is guarded by the object's lock. A changed one is a new one.
+// A rare is immutable.
 type rare struct {
 	auto    []Pair
 	timeout time.Duration // of socket events; 0: none
@@ -393,12 +393,20 @@ func (o *Object) settleWork(w *Work) bool {
 // the idle time of an instance, or removes a record nobody needs.
 func (o *Object) settle() {
 	o.mu.Lock()
+	o.settleLocked(time.Time{})
+}
+
+// settleLocked is settle at a time, zero for now. It unlocks.
+func (o *Object) settleLocked(now time.Time) {
 	if o.live == nil || o.act == nil {
 		o.restLocked()
 		return
 	}
 	a := o.act
-	a.idleSince = o.class.reg.cfg.Clock.Now()
+	if now.IsZero() {
+		now = o.class.reg.cfg.Clock.Now()
+	}
+	a.idleSince = now
 	arm := !a.idleArmed && o.runner == nil && len(a.blockers) == 0
 	if arm {
 		a.idleArmed = true
@@ -554,7 +562,7 @@ func (o *Object) takeSocketsLocked() []*socket.Socket {
 	for _, s := range all {
 		o.sockets.Remove(s)
 	}
-	o.rare = nil
+	o.rare.Store(nil)
 	return all
 }
 
@@ -755,24 +763,16 @@ func (o *Object) Sockets(tags []string) []*socket.Socket {
 
 // AutoResponses are the pairs in force. The slice must not be changed.
 func (o *Object) AutoResponses() []Pair {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.rare == nil {
-		return nil
+	if r := o.rare.Load(); r != nil {
+		return r.auto
 	}
-	return o.rare.auto
+	return nil
 }
 
 // EventTimeout bounds each socket event; 0: it does not.
 func (o *Object) EventTimeout() time.Duration {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.timeoutLocked()
-}
-
-func (o *Object) timeoutLocked() time.Duration {
-	if o.rare == nil {
-		return 0
+	if r := o.rare.Load(); r != nil {
+		return r.timeout
 	}
-	return o.rare.timeout
+	return 0
 }

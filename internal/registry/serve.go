@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"time"
+
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/socket"
 )
@@ -29,7 +31,7 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 		o.mu.Unlock()
 		return false, false
 	}
-	a, d := o.act, o.timeoutLocked()
+	a, d := o.act, o.EventTimeout()
 	if a == nil && !reg.tryTake() {
 		o.mu.Unlock()
 		return false, false
@@ -38,7 +40,7 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 	o.mu.Unlock()
 	reg.lives.add()
 	reg.busy.Add(1)
-	defer o.yield(me) // also after a Goexit
+	defer o.yield(me, e.More) // also after a Goexit
 	cause := o.count(e.Kind)
 	if a == nil {
 		if a = o.construct(me, &Work{Cause: cause, sock: s, event: e}); a == nil {
@@ -64,21 +66,28 @@ func (o *Object) count(k socket.EventKind) Cause {
 }
 
 // yield gives back the right that Serve has taken, to a runner if there is work.
-func (o *Object) yield(me *runner) {
+func (o *Object) yield(me *runner, more bool) {
+	now := me.time(more)
 	o.mu.Lock()
 	o.bringLocked()
 	if o.runner != me {
 		o.mu.Unlock()
+	} else if o.runner = nil; o.mail.first == nil {
+		o.settleLocked(now)
 	} else {
-		o.runner = nil
-		idle := o.mail.first == nil
 		next := o.claimLocked()
 		o.mu.Unlock()
 		next.start(o)
-		if idle {
-			o.settle()
-		}
 	}
 	o.class.reg.busy.Add(-1)
 	o.class.reg.lives.done()
+}
+
+// time is the time of the runtime's clock. Events behind which more was read may have
+// that of the first of their callback: a look at the clock is a twentieth of a turn.
+func (r *runner) time(more bool) time.Time {
+	if serial := r.worker.Serial; !more || r.callback != serial || r.now.IsZero() {
+		r.now, r.callback = r.reg.cfg.Clock.Now(), serial
+	}
+	return r.now
 }

@@ -167,12 +167,14 @@ func (t *Turn) set(swap func(*rare)) error {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		var r rare
-		if o.rare != nil {
-			r = *o.rare
+		if old := o.rare.Load(); old != nil {
+			r = *old
 		}
 		swap(&r)
-		if o.rare = &r; r.auto == nil && r.timeout == 0 {
-			o.rare = nil
+		if r.auto == nil && r.timeout == 0 {
+			o.rare.Store(nil)
+		} else {
+			o.rare.Store(&r)
 		}
 	}
 	return t.Use(func() error {

@@ -213,6 +213,9 @@ func (o *Object) conclude(t *Turn, err error) {
 	if p := o.class.reg.cfg.Probe; p != nil {
 		p.ended(o, w, err)
 	}
+	if err == nil && a.finish(t, w) {
+		return
+	}
 	if ended := a.Ended(); ended != nil {
 		o.returned(t)
 		o.finish(w, ended)
@@ -255,8 +258,13 @@ func (o *Object) failed(t *Turn, err error) (undo bool) {
 
 // leave ends the turn: its context is over and the object is free.
 func (t *Turn) leave(cause error) {
+	t.act.mu.Lock()
+	t.leaveLocked(cause)
+	t.act.mu.Unlock()
+}
+
+func (t *Turn) leaveLocked(cause error) {
 	a := t.act
-	a.mu.Lock()
 	if len(a.turns) > 0 {
 		delete(a.turns, t)
 	}
@@ -264,7 +272,27 @@ func (t *Turn) leave(cause error) {
 		a.current = nil
 	}
 	t.endLocked(cause)
-	a.mu.Unlock()
+}
+
+// finish is the end of nearly every turn: leave, commit and eventOver under one
+// lock. It reports false, and does nothing, if a has ended.
+func (a *Activation) finish(t *Turn, w *Work) bool {
+	o := a.obj
+	a.mu.Lock()
+	if a.ended != nil {
+		a.mu.Unlock()
+		return false
+	}
+	t.leaveLocked(context.Canceled)
+	waiting := t.waiting
+	t.waiting = false
+	if err := a.commitLocked(t, w); err != nil {
+		o.finish(w, err)
+	}
+	if waiting {
+		o.over(t, true)
+	}
+	return true
 }
 
 // returned says that the goroutine of a turn that is over has left user code.
@@ -280,9 +308,12 @@ func (o *Object) eventOver(t *Turn, here bool) {
 	was := t.waiting
 	t.waiting = false
 	t.act.mu.Unlock()
-	if !was {
-		return
+	if was {
+		o.over(t, here)
 	}
+}
+
+func (o *Object) over(t *Turn, here bool) {
 	if p := o.class.reg.cfg.Probe; p != nil {
 		p.over(t.work)
 	}
