@@ -20,6 +20,8 @@ type Codec interface {
 
 // CBOR is the default codec (RFC 8949). It keeps times, byte slices and keys that
 // are not strings. A time's year is 0 to 9999: another is written and cannot be read.
+// Struct tags are those of cbor and, where there is none, of json: a field tagged
+// json:"-" is not stored.
 // A value has at most 128 levels of nesting and 131,072 elements at each: more is an
 // error of both directions, so that what was written can be read.
 func CBOR() Codec { return cborCodec{} }

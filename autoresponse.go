@@ -19,7 +19,7 @@ const (
 // An AutoResponse answers every text message that equals Request with Response,
 // without waking the object or restarting its idle time.
 type AutoResponse struct {
-	Request, Response string
+	Request, Response string // at most 2,048 bytes each
 }
 
 // SetWebSocketAutoResponse replaces the object's auto-responses by pairs; with

@@ -25,6 +25,46 @@ func TestAutoResponsesAreForgottenAsleepWithoutSockets(t *testing.T) {
 	c.expect("text:1:p")
 }
 
+// A joined object has no ServeHTTP, and says what it was told.
+type joined struct{}
+
+func (joined) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, m hibernate.Message) error {
+	return ws.SendText(ctx, "handler: "+m.Text())
+}
+
+// TestFirstMessageOfAJoinIsNotAnswered by the constructor's auto-responses: a join does not run the constructor.
+func TestFirstMessageOfAJoinIsNotAnswered(t *testing.T) {
+	r := newRig(t, "", nil)
+	serve(r, func(ctx context.Context, s *hibernate.State) (joined, error) {
+		return joined{}, s.SetWebSocketAutoResponse(ctx, pair("ping", "pong"))
+	}, nil)
+	c := r.dial("/o/a")
+	c.send("ping")
+	c.expect("text:handler: ping")
+	c.send("ping")
+	c.expect("text:pong")
+	r.hibernate()
+	c.send("ping")
+	c.expect("text:pong")
+}
+
+// TestCBORHeedsJSONTags, where there is no tag of its own.
+func TestCBORHeedsJSONTags(t *testing.T) {
+	type secret struct {
+		Shown  int
+		Hidden int `json:"-"`
+		Kept   int `json:"-" cbor:"kept"`
+	}
+	b, err := hibernate.CBOR().Marshal(secret{1, 2, 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got secret
+	if err := hibernate.CBOR().Unmarshal(b, &got); err != nil || got != (secret{Shown: 1, Kept: 3}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // TestNameIsKnownInAlarms, also in those that wake an object after a restart.
 func TestNameIsKnownInAlarms(t *testing.T) {
 	dir := t.TempDir()

@@ -20,7 +20,8 @@
 // An event's handler runs in a turn. Turns of one object never overlap; [Await]
 // gives the turn up while the handler waits for the outside world. The handler's
 // ctx names the turn: what has an effect takes it, and refuses use outside the
-// turn with [ErrOutsideTurn].
+// turn with [ErrOutsideTurn]. What a message brings is valid until its handler
+// returns or awaits.
 //
 // Messages are handled on the goroutine that has read them (on Linux, without
 // TLS). A handler may still block: its own object waits, the others do not. Some
@@ -37,6 +38,52 @@
 // A handler that returns an error has still happened: its writes and sends stand
 // (unless [ClassOptions].RollbackOnError). A handler that panics has not: its
 // turn is undone and its instance dropped, while the sockets stay.
+//
+// # Memory
+//
+// Fields of an instance are a cache. What outlives it is in [Storage] (for ever),
+// in attachments and tags (as long as the connection), and in auto-responses.
+// Running handlers, those in Await or a [Method.Call], and [State.WaitUntil] work
+// keep an instance in memory; connections, alarms, and goroutines and timers of
+// its own do not. [Runtime.Inspect] tells what does.
+//
+// # Cloudflare's words
+//
+//	class … extends DurableObject     Register
+//	env.ROOM                          Namespace
+//	idFromName, getByName             Namespace.IDFromName, Namespace.GetByName
+//	stub.fetch, stub.method()         Stub.ServeHTTP, Method.Call
+//	the Worker in front               Route, Join, Refuse
+//	constructor(ctx, env)             the function given to Register
+//	fetch                             ServeHTTP
+//	webSocketMessage                  WebSocketMessage  [MessageHandler]
+//	webSocketClose                    WebSocketClose    [CloseHandler]
+//	webSocketError                    WebSocketError    [ErrorHandler]
+//	alarm                             Alarm             [AlarmHandler]
+//	ctx.acceptWebSocket               State.AcceptWebSocket, or a Join
+//	ctx.getWebSockets, getTags        State.WebSockets, WebSocket.Tags
+//	ctx.setWebSocketAutoResponse      State.SetWebSocketAutoResponse
+//	ctx.waitUntil                     State.WaitUntil
+//	ctx.blockConcurrencyWhile         State.BlockConcurrencyWhile
+//	ctx.abort                         State.Abort
+//	ctx.storage                       State.Storage
+//	storage.get, put, list            Get, Put, List
+//	storage.transaction, sync         Storage.Transaction, Storage.Sync
+//	storage.setAlarm                  Storage.SetAlarm
+//	ws.send, close                    WebSocket.Send, WebSocket.Close
+//	ws.serializeAttachment            WebSocket.SerializeAttachment
+//	ws.deserializeAttachment          Attachment
+//	await fetch(…)                    Await
+//	await storage.get(…)              a plain call: it holds the turn
+//
+// docs/cloudflare.md has every call and every difference. "semantics 4.2" in a
+// comment is a section of the notes on workerd that the tests came from.
+//
+// # Around it
+//
+// Package hibernatetest tests classes: with a clock to move, hibernation before
+// every event, and power failures. Package inspect shows what is awake and why,
+// hibernateprom counts it.
 package hibernate
 
 import (
@@ -421,6 +468,7 @@ type ShutdownError struct {
 	cause error // why there was no more time; nil: ClassOptions.CloseTimeout
 }
 
+// Error tells how many were cut, and why.
 func (e *ShutdownError) Error() string {
 	if e.cause == nil {
 		return fmt.Sprintf("%d WebSockets did not answer and were cut", e.Cut)

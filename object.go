@@ -308,6 +308,7 @@ func (c *class) Alarm(ctx context.Context, instance any, a registry.AlarmInfo) e
 // [errors.As] finds the *LimitError.
 type ProtocolError struct{ err error }
 
+// Error names the violation.
 func (e *ProtocolError) Error() string { return "WebSocket protocol error: " + e.err.Error() }
 
 // Unwrap is the violation.

@@ -106,8 +106,8 @@ func (w Wakes) By(c Cause) uint64 {
 // A Histogram counts durations. Bucket i has those that are at most Bound(i) and in no
 // earlier bucket; the last one has those above all bounds.
 type Histogram struct {
-	Sum     time.Duration
-	Buckets [registry.HistogramBuckets + 1]uint64
+	Sum     time.Duration                         // of all that were counted
+	Buckets [registry.HistogramBuckets + 1]uint64 // how many, by length
 }
 
 // Bound is the upper bound of a bucket: 1 µs for the first, four times as much for

@@ -184,7 +184,7 @@ func (a *accessor) Delete(ctx context.Context, keys ...string) (n int, err error
 // An Entry is a key and its value.
 type Entry[V any] struct {
 	Key   string
-	Value V
+	Value V // the caller's
 }
 
 // Get is the value of key, decoded. ok is false if there is none.

@@ -26,7 +26,7 @@ const (
 // what is kept. Data of a sent message is copied before the call returns.
 type Message struct {
 	Kind MessageKind
-	Data []byte
+	Data []byte // borrowed if received: see above
 }
 
 // Text is a text message.
