@@ -57,7 +57,7 @@ func TestSlowPeerIsClosedWith1013(t *testing.T) {
 	eachPoller(t, func(t *testing.T, o poll.Options) {
 		var refused limit.Counters
 		b := newBench(t, o, Config{SendQueue: 1 << 20, Refused: &refused, Pool: &Pool{}}, nil)
-		b.stuff(200) // far more than the system's buffers hold
+		b.stuff(200)                        // far more than the system's buffers hold
 		if n := b.s.Buffered(); n > 2<<20 { // what is being written stays
 			t.Errorf("%d bytes kept for a peer that was given up", n)
 		}
