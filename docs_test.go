@@ -18,15 +18,19 @@ import (
 	"unicode"
 )
 
-// documents are the texts for users, by name.
+// documents are the texts for users and newcomers, by name.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	names, err := filepath.Glob("docs/*.md")
 	if err != nil || len(names) == 0 {
 		t.Fatalf("no documents: %v", err)
 	}
+	examples, err := filepath.Glob("examples/*/README.md")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
 	texts := map[string]string{}
-	for _, name := range append(names, "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md") {
+	for _, name := range append(append(names, examples...), "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "internal/README.md") {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
