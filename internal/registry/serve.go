@@ -13,7 +13,7 @@ import (
 // that makes it do so is served by runners for a while.
 func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served, kept bool) {
 	reg := o.class.reg
-	if reg.closing.Load() || reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
+	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
 		return false, false
 	}
 	me, ok := w.Local.(*runner)
@@ -21,24 +21,12 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 		me = &runner{reg: reg, worker: w}
 		w.Local = me
 	}
-	o.mu.Lock()
-	if !socket.Listed(s) {
-		o.mu.Unlock()
+	reg.lives.add() // before the look at closing: who stops it waits for the lives
+	a, ok := o.take(me, s)
+	if !ok {
+		reg.lives.done()
 		return false, false
 	}
-	o.bringLocked()
-	if o.runner != nil || o.mail.first != nil {
-		o.mu.Unlock()
-		return false, false
-	}
-	a, d := o.act, o.EventTimeout()
-	if a == nil && !reg.tryTake() {
-		o.mu.Unlock()
-		return false, false
-	}
-	o.runner, me.slot = me, a == nil
-	o.mu.Unlock()
-	reg.lives.add()
 	reg.busy.Add(1)
 	defer o.yield(me, e.More) // also after a Goexit
 	cause := o.count(e.Kind)
@@ -48,8 +36,24 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 		}
 	}
 	t := &Turn{act: a, sock: s, me: me, cause: cause, waiting: true, more: e.More}
-	o.perform(t, e, d)
+	o.perform(t, e, o.EventTimeout())
 	return true, t.kept
+}
+
+// take takes the right to run turns, for an event of s, if nobody has it and nothing
+// waits. a is nil if an instance has to be constructed, for which there is a slot.
+func (o *Object) take(me *runner, s *socket.Socket) (a *Activation, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !socket.Listed(s) || o.class.reg.closing.Load() {
+		return nil, false
+	}
+	o.bringLocked()
+	if o.runner != nil || o.mail.first != nil || o.act == nil && !o.class.reg.tryTake() {
+		return nil, false
+	}
+	o.runner, me.slot = me, o.act == nil
+	return o.act, true
 }
 
 // count counts an event of a socket.
