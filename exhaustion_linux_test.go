@@ -147,7 +147,11 @@ func TestDescriptorsRunOut(t *testing.T) {
 			for _, conn := range held {
 				conn.Close()
 			}
+			// The held ones are gone for the server only once it has seen their end.
 			newcomer, err := join()
+			for give := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(give); {
+				newcomer, err = join()
+			}
 			if err != nil {
 				t.Fatalf("with descriptors again: %v", err)
 			}
