@@ -90,7 +90,7 @@ var (
 		MaxArrayElements: maxElements,
 		MaxMapPairs:      maxElements,
 		DefaultMapType:   reflect.TypeFor[map[any]any](),
-		IntDec:           cbor.IntDecConvertSignedOrFail,
+		IntDec:           cbor.IntDecConvertSignedOrBigInt,
 	}.DecMode())
 )
 
