@@ -19,6 +19,8 @@ type Worker struct {
 	Local any
 	// Serial numbers the callbacks of the worker. It belongs to its goroutine too.
 	Serial uint64
+	// Waiting is how many connections wait for the callback to end, at its beginning. It belongs to its goroutine too.
+	Waiting int
 
 	loop  replacer
 	token atomic.Uint64 // even: held by the worker; odd: up for grabs; tokenTaken: the loop went on without it; see tokenCall

@@ -40,6 +40,8 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 	return true, t.kept
 }
 
+const wakeBurst = 8
+
 // take takes the right to run turns, for an event of s, if nobody has it and nothing
 // waits. a is nil if an instance has to be constructed, for which there is a slot.
 func (o *Object) take(me *runner, s *socket.Socket) (a *Activation, ok bool) {
@@ -49,7 +51,11 @@ func (o *Object) take(me *runner, s *socket.Socket) (a *Activation, ok bool) {
 		return nil, false
 	}
 	o.bringLocked()
-	if o.runner != nil || o.mail.first != nil || o.act == nil && !o.class.reg.tryTake() {
+	if o.runner != nil || o.mail.first != nil {
+		return nil, false
+	}
+	// Many that wake at once are woken side by side.
+	if o.act == nil && (me.worker.Waiting >= wakeBurst || !o.class.reg.tryTake()) {
 		return nil, false
 	}
 	o.runner, me.slot = me, o.act == nil
