@@ -74,7 +74,7 @@ type Inspection struct {
 	Name  string // empty if it has none or it is not known
 	Phase Phase
 
-	// Wakes is how many instances were made since the object's record came into
+	// Wakes is how many instances were made, at most 65,535, since the object's record came into
 	// memory (a record goes with the last WebSocket and instance), Woken when the
 	// last was, and Cause what for.
 	Wakes uint64

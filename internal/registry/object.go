@@ -78,7 +78,7 @@ func (o *Object) activation() *Activation {
 	return o.act
 }
 
-// output is the gate that output goes through, nil if nothing is held.
+// outlet is what output goes through, nil for an object at rest: nothing is held there.
 func (o *Object) outlet() *live {
 	o.mu.Lock()
 	defer o.mu.Unlock()

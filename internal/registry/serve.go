@@ -40,6 +40,7 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 	return true, t.kept
 }
 
+// wakeBurst is how many connections wait for the loop when it leaves constructing to runners.
 const wakeBurst = 8
 
 // take takes the right to run turns, for an event of s, if nobody has it and nothing

@@ -355,7 +355,8 @@ func (h *Head) values(lower string) iter.Seq[[]byte] {
 	}
 }
 
-// AppendSwitching appends the whole head of the 101 response, made by gobwas/ws. The arguments are as in AppendSwitching.
+// AppendSwitching appends the whole head of the 101 response, made by gobwas/ws. The other
+// arguments are those of the function AppendSwitching.
 func (h *Head) AppendSwitching(dst []byte, protocol, extension string, header http.Header) ([]byte, error) {
 	var u ws.Upgrader
 	if protocol != "" || extension != "" || len(header) > 0 {
