@@ -75,7 +75,7 @@ type Inspection struct {
 	Phase Phase
 
 	// Wakes is how many instances were made, at most 65,535, since the object's record came into
-	// memory (a record goes with the last WebSocket and instance), Woken when the
+	// memory (a record goes with the last WebSocket and instance), Woken the second when the
 	// last was, and Cause what for.
 	Wakes uint64
 	Woken time.Time
