@@ -54,7 +54,7 @@ type loop struct {
 	// Held with the worker's token.
 	fetched []unix.EpollEvent // the first n are new
 	n       int
-	waitErr error
+	waitErr unix.Errno
 	ready   []ready // fetched and looked up; from next on not served
 	next    int
 	more    []*Conn // their last read filled the buffer and it was others' turn
@@ -280,8 +280,8 @@ func (l *loop) run(w *Worker) {
 			l.p.running.Done()
 			return
 		}
-		if err = errors.Join(err, l.waitErr); err != nil {
-			panic(fmt.Sprintf("poll: BUG: epoll_wait: %v", err))
+		if err != nil || l.waitErr != 0 {
+			panic(fmt.Sprintf("poll: BUG: epoll_wait: %v, %v", err, l.waitErr))
 		}
 		l.waits.Add(1)
 		if !l.watched.Load() && l.watched.CompareAndSwap(false, true) {
@@ -358,9 +358,9 @@ func (l *loop) watch() {
 // fetch asks for events without waiting. It reports whether there is something to do; if not, the caller sleeps.
 func (l *loop) fetch(fd uintptr) (done bool) {
 	for {
-		l.n, l.waitErr = unix.EpollWait(int(fd), l.fetched, 0)
+		l.n, l.waitErr = epollWait(fd, l.fetched)
 		if l.waitErr != unix.EINTR {
-			return l.n > 0 || l.waitErr != nil || len(l.more) > 0
+			return l.n > 0 || l.waitErr != 0 || len(l.more) > 0
 		}
 	}
 }
@@ -418,13 +418,13 @@ func (l *loop) read(w *Worker, c *Conn, toEnd bool) {
 		if !l.mayRead(c) {
 			return
 		}
-		n, err := unix.Read(int(c.fd), w.buf)
+		n, err := read(c.fd, w.buf)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
 			return
-		case err != nil:
+		case err != 0:
 			if c.takeEnd() {
 				c.h.End(w, os.NewSyscallError("read", err))
 			}
@@ -552,8 +552,7 @@ func (l *loop) write(c *Conn, p []byte) (int, error) {
 	}
 	defer l.release(c)
 	for {
-		n, err := unix.Write(int(c.fd), p)
-		if err != unix.EINTR {
+		if n, err := write(c.fd, p); err != unix.EINTR {
 			return written(n, err)
 		}
 	}
@@ -574,10 +573,15 @@ func (l *loop) writev(c *Conn, bufs [][]byte) (n int, err error) {
 		if err == unix.EINTR {
 			continue
 		}
-		m, err = written(m, err)
+		if err == unix.EAGAIN {
+			m, err = 0, nil
+		}
+		if err != nil {
+			return n, os.NewSyscallError("writev", err)
+		}
 		n += m
-		if err != nil || m < all {
-			return n, err
+		if m < all {
+			return n, nil
 		}
 		bufs = bufs[len(some):]
 	}
@@ -585,11 +589,11 @@ func (l *loop) writev(c *Conn, bufs [][]byte) (n int, err error) {
 }
 
 // written makes a system call's result that of Write.
-func written(n int, err error) (int, error) {
-	switch {
-	case err == nil:
+func written(n int, err unix.Errno) (int, error) {
+	switch err {
+	case 0:
 		return n, nil
-	case err == unix.EAGAIN:
+	case unix.EAGAIN:
 		return 0, nil
 	default:
 		return 0, os.NewSyscallError("write", err)
