@@ -112,7 +112,8 @@ import (
 var (
 	// ErrOutsideTurn is returned when a ctx is used that is not that of a running
 	// turn of the object: after the handler returned, while it is in Await, in
-	// another object, or a ctx that never belonged to a turn.
+	// another object, or a ctx that never belonged to a turn. For what goes on
+	// after the handler there are [State.WaitUntil] and [State.Do].
 	ErrOutsideTurn = registry.ErrOutsideTurn
 	// ErrReset is returned when the instance that made the call is gone: the
 	// object was reset, its turn was undone, or it has hibernated.

@@ -441,7 +441,7 @@ type State struct {
 func (s *State) turn(ctx context.Context) (*registry.Turn, error) {
 	t := registry.TurnOf(ctx)
 	if t == nil || t.Activation() != s.act {
-		return nil, ErrOutsideTurn
+		return nil, s.act.Object().OutsideTurn()
 	}
 	return t, nil
 }

@@ -82,7 +82,7 @@ func (ws WebSocket) turn(ctx context.Context) (*registry.Turn, error) {
 	}
 	t := registry.TurnOf(ctx)
 	if t == nil || !t.Activation().Object().Is(ws.object()) {
-		return nil, ErrOutsideTurn
+		return nil, ws.object().OutsideTurn()
 	}
 	return t, nil
 }
@@ -101,7 +101,7 @@ func outletOf(ctx context.Context, o *registry.Object) (outlet, error) {
 	if x := registry.OutsideOf(ctx); x != nil && x.Activation().Object().Is(o) {
 		return x, nil
 	}
-	return nil, ErrOutsideTurn
+	return nil, o.OutsideTurn()
 }
 
 // check returns the kind of frame that m goes in, or why it cannot be sent.

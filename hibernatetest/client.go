@@ -557,7 +557,7 @@ func (c *Client) received() string {
 func (c *Client) mismatch(want string, got item) {
 	c.k.t.Helper()
 	hint := c.k.evicted()
-	if data := string(got.message.Data); strings.Contains(data, registry.Poison[:4]) || len(data) > 1 && strings.HasPrefix(registry.Poison, data) {
+	if data := string(got.message.Data); strings.Contains(data, registry.Poison[:3]) || len(data) > 1 && strings.HasPrefix(registry.Poison, data) {
 		hint = "\n\tThese are the bytes that the kit writes over a message once its handler has returned or awaits: a slice of Message.Data was kept. Copy it."
 	}
 	c.k.fatalf("%s:\n\t got %s\n\twant %s%s", c.name, got, want, hint)

@@ -38,6 +38,7 @@ type line struct {
 
 // A life is what is known of one object.
 type life struct {
+	who    string // as in the lines; empty before it was constructed
 	wakes  []hibernate.Cause
 	alarms int // runs of its alarm that have ended
 	failed error
@@ -77,6 +78,7 @@ func (h *history) woken(o *registry.Object, c registry.Cause) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := h.lifeLocked(idOf(o))
+	l.who = who
 	if len(l.wakes) < maxWakes {
 		l.wakes = append(l.wakes, c)
 	}
@@ -114,6 +116,19 @@ func (h *history) ended(o *registry.Object, c registry.Cause, err error) {
 	if err != nil {
 		h.addLocked(who, "%s failed: %v", c, err)
 	}
+}
+
+// refused tells of a call outside a turn, whose error a handler may have dropped. It
+// must not ask o for its name: see [registry.Probe].
+func (h *history) refused(o *registry.Object) {
+	what := "a call is refused: " + registry.ErrOutsideTurn.Error()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	who := h.lifeLocked(idOf(o)).who
+	if n := len(h.last); n > 0 && h.last[n-1].who == who && h.last[n-1].what == what {
+		return // a loop of them leaves room for the rest
+	}
+	h.addLocked(who, "%s", what)
 }
 
 // alarms are the runs of an object's alarm so far, and how the last one ended.

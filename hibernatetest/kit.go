@@ -214,7 +214,7 @@ func (k *Kit) open() {
 	opt := k.opt.Runtime
 	opt.Clock = k.clock
 	opt.EvictEveryTurn = opt.EvictEveryTurn || k.opt.EvictEveryTurn
-	probe := &registry.Probe{Poison: true, Labels: k.labels, Woken: k.log.woken, Began: k.log.began, Ended: k.log.ended}
+	probe := &registry.Probe{Poison: true, Labels: k.labels, Woken: k.log.woken, Began: k.log.began, Ended: k.log.ended, Refused: k.log.refused}
 	cfg := store.Config{Dir: "data", FS: k.disk, CacheSize: 1 << 20, MemTableSize: 1 << 20}
 	rt, reg, err := seam.Open(cfg, &opt, probe)
 	if err != nil {

@@ -248,6 +248,49 @@ func TestKeptSliceFailsTheTest(t *testing.T) {
 	mustPass(t, keep(true, true))
 }
 
+// TestKitTellsOfCallsOutsideATurn: a handler may drop the error, and then nothing else
+// tells why nothing comes.
+func TestKitTellsOfCallsOutsideATurn(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]func(ctx context.Context, r *room, ws hibernate.WebSocket) error{
+		"handler's ctx": func(ctx context.Context, _ *room, ws hibernate.WebSocket) error { return ws.SendText(ctx, "late") },
+		"broadcast": func(ctx context.Context, r *room, _ hibernate.WebSocket) error {
+			_, err := r.state.Broadcast(ctx, hibernate.Text("late"), nil)
+			return err
+		},
+		"storage": func(ctx context.Context, r *room, _ hibernate.WebSocket) error {
+			return hibernate.Put(ctx, r.state.Storage(), "k", 1)
+		},
+		"no turn's ctx": func(_ context.Context, _ *room, ws hibernate.WebSocket) error {
+			return ws.SendText(context.Background(), "late")
+		},
+		"attachment": func(_ context.Context, _ *room, ws hibernate.WebSocket) error {
+			return ws.SerializeAttachment(context.Background(), 1)
+		},
+		"no turn's ctx for storage": func(_ context.Context, r *room, _ hibernate.WebSocket) error {
+			return hibernate.Put(context.Background(), r.state.Storage(), "k", 1)
+		},
+	} {
+		s := &script{message: func(ctx context.Context, r *room, ws hibernate.WebSocket, _ hibernate.Message) error {
+			go func() {
+				<-ctx.Done()
+				for range 100 {
+					if err := late(ctx, r, ws); !errors.Is(err, hibernate.ErrOutsideTurn) {
+						t.Errorf("%s: %v", name, err)
+					}
+				}
+			}()
+			return nil
+		}}
+		mustFail(t, func(t testing.TB) {
+			k := hibernatetest.New(t, s.setup, nil)
+			c := k.Dial("/room/a")
+			c.Send("hello")
+			c.Expect("late")
+		}, `want text "late", and nothing came`, `message "hello"`, "a call is refused: ctx is not that of a running turn")
+	}
+}
+
 func TestLeakedWorkFailsTheTest(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})

@@ -23,6 +23,10 @@ type Probe struct {
 	Woken func(o *Object, c Cause)
 	Began func(o *Object, c Cause, e socket.Event)
 	Ended func(o *Object, c Cause, err error)
+	// Refused is told of each call that ends in ErrOutsideTurn. It runs where the call
+	// was made, with locks of the object held, so it may ask o for its ID and class
+	// and nothing else. Nil is told nothing.
+	Refused func(o *Object)
 }
 
 // Poison is what overwrites a message, over and over. It is valid UTF-8, so that it
@@ -51,6 +55,14 @@ func (p *Probe) ended(o *Object, w *Work, err error) {
 	if p.Ended != nil {
 		p.Ended(o, w.Cause, err)
 	}
+}
+
+// OutsideTurn is ErrOutsideTurn, for a call that o refuses. Locks may be held.
+func (o *Object) OutsideTurn() error {
+	if p := o.class.reg.cfg.Probe; p != nil && p.Refused != nil {
+		p.Refused(o)
+	}
+	return ErrOutsideTurn
 }
 
 // over is called when a message's handler may not read it any more.

@@ -27,7 +27,7 @@ import (
 // Errors that calls of user code end in. The root package documents them.
 var (
 	ErrReset       = errors.New("object was reset")
-	ErrOutsideTurn = errors.New("called outside a turn of this object")
+	ErrOutsideTurn = errors.New("ctx is not that of a running turn of this object: its handler has returned or awaits, or it never was a turn")
 	ErrReentrant   = errors.New("call would wait for itself")
 	ErrState       = errors.New("not allowed in this state")
 	ErrShutdown    = fmt.Errorf("%w: runtime is shutting down", store.ErrUnavailable)

@@ -103,7 +103,7 @@ func (t *Turn) checkLocked() error {
 	case a.ended != nil:
 		return resetError(a.ended)
 	case a.current != t || t.away:
-		return ErrOutsideTurn
+		return a.obj.OutsideTurn()
 	}
 	return nil
 }
