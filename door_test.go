@@ -421,6 +421,12 @@ type badAlarm struct{}
 
 func (*badAlarm) Alarm(ctx context.Context) error { return nil }
 
+type misspelt struct{}
+
+func (*misspelt) WebsocketMessage(context.Context, hibernate.WebSocket, hibernate.Message) error {
+	return nil
+}
+
 type onPointer struct{}
 
 func (*onPointer) WebSocketMessage(context.Context, hibernate.WebSocket, hibernate.Message) error {
@@ -433,7 +439,8 @@ func register[T any](rt *hibernate.Runtime, name string) error {
 }
 
 // TestRegisterRefuses methods with a handler's name and another signature, a
-// value type whose handlers are the pointer's, and names that cannot be.
+// value type whose handlers are the pointer's, a handler's name in another case, and
+// names that cannot be.
 func TestRegisterRefuses(t *testing.T) {
 	r := newRig(t, "", nil)
 	for method, err := range map[string]error{
@@ -442,6 +449,7 @@ func TestRegisterRefuses(t *testing.T) {
 		"ServeHTTP":        register[*badServe](r.rt, "s"),
 		"Alarm":            register[*badAlarm](r.rt, "a"),
 		"onPointer":        register[onPointer](r.rt, "p"),
+		"WebsocketMessage": register[*misspelt](r.rt, "w"),
 	} {
 		if !errors.Is(err, hibernate.ErrInvalid) || !strings.Contains(err.Error(), method) {
 			t.Errorf("%s: %v", method, err)

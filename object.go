@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -155,7 +156,9 @@ var handlers = map[string]reflect.Type{
 // Register makes a class of objects whose instances are made by construct, for
 // instance a *Room. Which events they handle is found out from T's methods:
 // WebSocketMessage, WebSocketClose, WebSocketError, WebSocketDrain, Alarm and
-// ServeHTTP. A method with one of these names and another signature is [ErrInvalid].
+// ServeHTTP. A method with one of these names, in whatever case, that is not quite
+// the handler is [ErrInvalid]. A method that is missing is no error, so say what the
+// class is meant to handle: var _ hibernate.MessageHandler = (*Room)(nil).
 //
 // name is part of the stored format: objects are found again under it. It has 1 to
 // 255 bytes of UTF-8 and may be registered once in a runtime. Alarms of the class
@@ -250,6 +253,14 @@ func orDefault(d, def time.Duration) time.Duration {
 
 // checkHandlers finds methods that look like handlers and are none.
 func checkHandlers(t reflect.Type) error {
+	for i := range t.NumMethod() {
+		method := t.Method(i).Name
+		for name := range handlers {
+			if method != name && strings.EqualFold(method, name) {
+				return fmt.Errorf("method %v.%s would not be found: it is spelled %s", t, method, name)
+			}
+		}
+	}
 	for name, want := range handlers {
 		if m, ok := t.MethodByName(name); ok && !t.Implements(want) {
 			return fmt.Errorf("method %v.%s has type %v, want that of %v", t, name, m.Type, want)
