@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -468,6 +469,34 @@ func TestRegisterRefuses(t *testing.T) {
 	}
 	if err := register[*echo](r.rt, strings.Repeat("n", 255)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRouteErrorIsLogged, because the client is not told it. A refusal is an answer
+// like any other.
+func TestRouteErrorIsLogged(t *testing.T) {
+	r := newRig(t, "", nil)
+	for text, err := range map[string]error{
+		"500 Internal Server Error": errors.New("no users table"),
+		"403 not you":               hibernate.Refuse(http.StatusForbidden, "not you"),
+	} {
+		ns, bad := hibernate.Register(r.rt, text, newEcho, nil)
+		if bad != nil {
+			t.Fatal(bad)
+		}
+		w := httptest.NewRecorder()
+		ns.Handler(func(*hibernate.Handshake) (hibernate.Join, error) { return hibernate.Join{}, err }).
+			ServeHTTP(w, httptest.NewRequest("GET", "/rooms/garden", nil))
+		if got := fmt.Sprintf("%d %s", w.Code, strings.TrimSpace(w.Body.String())); got != text {
+			t.Errorf("answered %q, want %q", got, text)
+		}
+	}
+	log := r.log.String()
+	if want := `msg="route failed" class="500 Internal Server Error" path=/rooms/garden err="no users table"`; !strings.Contains(log, want) {
+		t.Errorf("the log lacks %s:\n%s", want, log)
+	}
+	if strings.Contains(log, "not you") {
+		t.Errorf("a refusal is in the log:\n%s", log)
 	}
 }
 

@@ -82,7 +82,9 @@ func (h *Handshake) Context() context.Context {
 
 // A Route decides which object a request is for. It runs before any object is
 // woken, may run concurrently, and is the place to authorise. Its error is the
-// answer: the status of a [Refuse], 400 for a name that is too long, else 500.
+// answer: the status and text of a [Refuse], 400 for a name that is too long. Any other
+// is logged, and answered by [ClassOptions].ErrorHandler, without one by status 500. The
+// Handshake is valid until the Route returns.
 type Route func(*Handshake) (Join, error)
 
 // A Join says which object a request is for, and for an object without ServeHTTP
@@ -154,6 +156,9 @@ func (c *class) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &limit) && limit.Limit == limitName, errors.Is(err, ErrInvalid):
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
+		if r.Context().Err() == nil { // else the client has left, and that may be why
+			c.rt.log.Error("route failed", "class", c.name, "path", r.URL.Path, "err", err)
+		}
 		c.fail(w, r, err)
 	}
 }

@@ -153,8 +153,8 @@ type Options struct {
 	// Zero is 10 s; negative is an error.
 	IdleTimeout time.Duration
 
-	// Logger gets what handlers return as errors, panics, resets and failures of
-	// storage. Nil is slog.Default().
+	// Logger gets what handlers and routes return as errors, panics, resets and
+	// failures of storage. Nil is slog.Default().
 	Logger *slog.Logger
 
 	// Clock replaces the system's time in tests. It drives idle times, alarms and
