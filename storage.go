@@ -21,7 +21,9 @@ import (
 // Every call takes the ctx of a turn of the object and is [ErrOutsideTurn]
 // without. Calls may block on the disk, and may fail with [ErrUnavailable].
 // Keys are at most [Limits].Key bytes and order by bytes; the empty key is
-// allowed. Encoded values are at most [Limits].Value bytes.
+// allowed. Encoded values are at most [Limits].Value bytes. One commit takes at most
+// 8 MiB of keys and values, with 16 bytes for each write. What is over a limit is a
+// *LimitError, and is not written.
 type Storage struct {
 	accessor
 }
@@ -104,6 +106,7 @@ func (c *class) checkValue(b []byte) error {
 
 // wrap makes errors of the store those of this package.
 func wrap(err error) error {
+	var size *store.CommitSizeError
 	switch {
 	case err == nil:
 		return nil
@@ -153,17 +156,32 @@ func (a *accessor) put(ctx context.Context, keys []string, values [][]byte, o []
 		f(&opt)
 	}
 	return wrap(t.Use(func() error {
-		for i, key := range keys {
-			if err := t.Activation().Store.Put(key, values[i]); err != nil {
-				return err
-			}
+		if err := putAll(t.Activation().Store, keys, values); err != nil {
+			return err
 		}
 		t.Wrote(!opt.unconfirmed)
 		return nil
 	}))
 }
 
-// Delete deletes keys and returns how many of them existed.
+// putAll sets all keys or none: the commit may have room for some alone.
+func putAll(o *store.Object, keys []string, values [][]byte) error {
+	if len(keys) == 1 {
+		return o.Put(keys[0], values[0])
+	}
+	depth := o.Begin()
+	for i, key := range keys {
+		if err := o.Put(key, values[i]); err != nil {
+			o.Rollback(depth)
+			return err
+		}
+	}
+	o.Release(depth)
+	return nil
+}
+
+// Delete deletes keys and returns how many of them existed. A key over its limit is
+// a *LimitError, and nothing is deleted.
 func (a *accessor) Delete(ctx context.Context, keys ...string) (n int, err error) {
 	t, err := a.reader(ctx)
 	if err != nil {

@@ -376,6 +376,37 @@ func TestStorageLimitsAreSettable(t *testing.T) {
 	}
 }
 
+// TestCommitLimit: a turn writes at most 8 MiB, of which PutMany writes all or nothing.
+// What there was room for stands.
+func TestCommitLimit(t *testing.T) {
+	storage(t, nil, func(t *testing.T, ctx context.Context, st *hibernate.Storage) {
+		put(t, ctx, st, "before")
+		many := map[string][]byte{}
+		for i := range 65 {
+			many[fmt.Sprintf("m%02d", i)] = make([]byte, 131000)
+		}
+		err := hibernate.PutMany(ctx, st, many)
+		var over *hibernate.LimitError
+		if !errors.As(err, &over) || over.Max != 8<<20 || over.Got <= over.Max {
+			t.Errorf("65 values of 128 KB: %v", err)
+		}
+		if got := keys(ctx, st); got != "before" {
+			t.Errorf("it left %q", got)
+		}
+		delete(many, "m64")
+		delete(many, "m63")
+		if err := hibernate.PutMany(ctx, st, many); err != nil {
+			t.Errorf("63 values: %v", err)
+		}
+		if err := st.PutBytes(ctx, "last", make([]byte, 131072)); err == nil {
+			err = st.PutBytes(ctx, "one too many", make([]byte, 131072))
+			if !errors.As(err, &over) {
+				t.Errorf("one too many: %v", err)
+			}
+		}
+	})
+}
+
 // TestTransactionCommitsOrRollsBack, with plain storage calls and alarms made in
 // it; sends are no part of it; the turn goes on (12.10, 12.14, 12.15, 13.8).
 func TestTransactionCommitsOrRollsBack(t *testing.T) {

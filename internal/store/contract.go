@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 var (
@@ -72,6 +73,17 @@ type Limits struct {
 	Key    int // bytes of a key
 	Commit int // bytes of one commit: keys, values and 16 for each of its writes
 }
+
+// A CommitSizeError is the ErrTooLarge of a write for which its commit has no room.
+type CommitSizeError struct{ Max, Size int }
+
+// Error names both sizes.
+func (e *CommitSizeError) Error() string {
+	return fmt.Sprintf("commit of %d bytes, at most %d: %v", e.Size, e.Max, ErrTooLarge)
+}
+
+// Unwrap is ErrTooLarge.
+func (e *CommitSizeError) Unwrap() error { return ErrTooLarge }
 
 // writeOverhead is what a write counts toward Limits.Commit besides its bytes.
 const writeOverhead = 16

@@ -349,7 +349,7 @@ func (o *Object) set(key string, value []byte) error {
 		n += l.bytes
 	}
 	if n > o.s.limits.Commit {
-		return fmt.Errorf("commit of %d bytes: %w", n, ErrTooLarge)
+		return &CommitSizeError{o.s.limits.Commit, n}
 	}
 	o.top().set(key, value)
 	return nil
