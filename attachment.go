@@ -162,7 +162,9 @@ func (ws WebSocket) DeserializeAttachment(v any) (bool, error) {
 	return true, nil
 }
 
-// Attachment is DeserializeAttachment into a new V.
+// Attachment is the attachment of ws, decoded by the class's codec into a new V: see
+// [WebSocket.DeserializeAttachment]. ok is false, and v zero, if none was ever set. It
+// may be called anywhere; what is changed in v is stored by SerializeAttachment alone.
 func Attachment[V any](ws WebSocket) (v V, ok bool, err error) {
 	ok, err = ws.DeserializeAttachment(&v)
 	return v, ok, err

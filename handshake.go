@@ -56,7 +56,7 @@ func (h *Handshake) Header() http.Header {
 	return h.r.Header
 }
 
-// Host is the host the request was sent to.
+// Host is the host that the request names, with its port if it has one.
 func (h *Handshake) Host() string {
 	if h.r == nil {
 		return h.q.Head.Host()
@@ -64,7 +64,7 @@ func (h *Handshake) Host() string {
 	return h.r.Host
 }
 
-// RemoteAddr is the peer's address.
+// RemoteAddr is the peer's address as "host:port": behind a proxy, the proxy's.
 func (h *Handshake) RemoteAddr() string {
 	if h.r == nil {
 		return h.q.RemoteAddr()
@@ -72,7 +72,8 @@ func (h *Handshake) RemoteAddr() string {
 	return h.r.RemoteAddr
 }
 
-// Context is the request's context.
+// Context is the request's context, with what the middleware before the Handler has put
+// into it. At the acceptor it is [context.Background].
 func (h *Handshake) Context() context.Context {
 	if h.r == nil {
 		return context.Background()
@@ -110,7 +111,8 @@ func (j *Join) options() AcceptOptions {
 	return AcceptOptions{Tags: j.Tags, Attachment: j.Attachment, Protocol: j.Protocol, Compression: j.Compression}
 }
 
-// Refuse is an error that has a [Route]'s request answered with status and text.
+// Refuse is an error that has a [Route]'s request answered with status, 400 to 599, and
+// text, which is for the client to read. It is not logged.
 func Refuse(status int, text string) error { return &refusal{status, text} }
 
 type refusal struct {
@@ -261,7 +263,8 @@ func (c *class) join(w http.ResponseWriter, r *http.Request, j *Join) {
 type AcceptOptions struct {
 	// Tags are at most 10 distinct ones of at most 256 bytes (semantics 1.5, 1.6).
 	Tags []string
-	// Attachment is the first attachment; nil is none.
+	// Attachment is the first attachment, encoded at once, of at most
+	// [Limits].Attachment bytes; nil is none.
 	Attachment any
 	// Protocol is the subprotocol, one of those that the client offered; empty is
 	// none.
@@ -365,8 +368,8 @@ func (c *class) upgradeFailed(s *socket.Socket, err error) {
 //
 // A request that is no valid upgrade is answered here (426, 400; 403 for its
 // origin). A *LimitError or [ErrInvalid] for the options leaves the request
-// untouched, so that another accept may follow (semantics 1.7). A second accept of
-// one request is [ErrState].
+// untouched, so that another accept or an answer may follow (semantics 1.7); without
+// either the client is told 200. A second accept of one request is [ErrState].
 func (s *State) AcceptWebSocket(w http.ResponseWriter, r *http.Request, o *AcceptOptions) (WebSocket, error) {
 	t, err := s.turn(r.Context())
 	if err != nil {

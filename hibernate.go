@@ -137,14 +137,20 @@ var (
 	ErrUnavailable = store.ErrUnavailable
 )
 
-// A PanicError is what a handler panicked with.
+// A PanicError is what a handler panicked with: its Value, and the Stack of the
+// goroutine. It unwraps to the Value, if that is an error.
 type PanicError = registry.PanicError
 
-// A Clock tells the time and calls back later. Options take one so that tests
-// can move time.
+// A Clock tells the time and calls back later. Options take one so that tests can
+// move time; package hibernatetest brings one. Its methods, which must be safe for
+// concurrent use, are
+//
+//	Now() time.Time
+//	AfterFunc(d time.Duration, f func()) Timer // calls f once, on a goroutine of the clock's choice
 type Clock = alarm.Clock
 
-// A Timer is one pending call of a [Clock].
+// A Timer is one pending call of a [Clock]. Its only method, Stop() bool, prevents the
+// call and reports whether it was still pending.
 type Timer = alarm.Timer
 
 // Options configure a [Runtime]. The zero value is ready for use.
@@ -165,9 +171,10 @@ type Options struct {
 	Limits Limits
 
 	// KeepAlive is how long a connection is silent before TCP asks whether the peer
-	// is there, and how long between two of its questions; whole seconds. It is set at both doors. Zero is
-	// 15 s where keep-alive was off, and leaves what somebody chose (net/http's
-	// listeners have 15 s); negative leaves all as it is.
+	// is there, and how long between two of its questions; whole seconds. It is set on
+	// connections of a Handler and of a wrapped listener alike. Zero is 15 s where
+	// keep-alive was off, and leaves what somebody chose (net/http's listeners have
+	// 15 s); negative leaves all as it is.
 	KeepAlive time.Duration
 
 	// UserTimeout is how long TCP goes on without an acknowledgement, keep-alive's
@@ -275,9 +282,10 @@ type ending struct {
 //
 // A directory belongs to one runtime at a time. The error names the directory
 // if it cannot be read or written, is in use, is corrupt, or was written by a
-// newer version.
+// newer version. Options that cannot be are [ErrInvalid].
 //
-// Open reads no objects. A class's alarms run from its [Register] on.
+// Open blocks while what a process that was killed has left in its log is read, and
+// reads no objects. A class's alarms run from its [Register] on.
 func Open(dir string, o *Options) (*Runtime, error) {
 	return open(store.Config{Dir: dir}, o, nil)
 }

@@ -9,7 +9,11 @@ import (
 	"github.com/hibernate-go/hibernate/internal/limit"
 )
 
-// A LimitError says which limit was exceeded, its maximum, and what was given.
+// A LimitError says which limit was exceeded, its maximum, and what was given, in
+// its fields
+//
+//	Limit    string // what is limited, and its unit: words for people
+//	Max, Got int64
 type LimitError = limit.Error
 
 // Limits bound what peers and objects can use. Zero is the default of each; a

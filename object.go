@@ -25,17 +25,22 @@ import (
 // no two overlap in one object, and ctx is valid until the call returns.
 type (
 	// A MessageHandler is told of the messages of the object's WebSockets, in
-	// order for each of them. Without it messages are dropped (semantics 4.7).
+	// order for each of them. ctx is the turn, and m.Data is valid, until the handler
+	// returns or awaits. An error is logged, and what was done stands: see
+	// [ClassOptions].RollbackOnError. Without a WebSocketMessage messages are dropped,
+	// and nobody is woken (semantics 4.7).
 	MessageHandler interface {
 		WebSocketMessage(ctx context.Context, ws WebSocket, m Message) error
 	}
 	// A CloseHandler is told once of each connection that the peer closed or that
-	// was lost. ws is still listed, with its tags and attachment (semantics 2.4).
+	// was lost. ws is still listed, with its tags and attachment, until the handler
+	// has returned (semantics 2.4). Errors are as those of a MessageHandler.
 	CloseHandler interface {
 		WebSocketClose(ctx context.Context, ws WebSocket, e CloseEvent) error
 	}
 	// An ErrorHandler is told once, instead of a CloseHandler, of each connection
-	// whose peer broke the protocol or a limit (semantics 5.13).
+	// whose peer broke the protocol or a limit: err is a *[ProtocolError] (semantics
+	// 5.13). The error it returns is as that of a MessageHandler.
 	ErrorHandler interface {
 		WebSocketError(ctx context.Context, ws WebSocket, err error) error
 	}
@@ -392,8 +397,8 @@ func (n *Namespace) IDFromString(s string) (ID, error) {
 	return ID{id}, nil
 }
 
-// Get is a stub of the object with the given ID, which must be of this class.
-// It neither looks for the object nor makes it.
+// Get is a stub of the object with the given ID, which must be of this class: calls
+// of another's stub are [ErrInvalid]. It neither looks for the object nor makes it.
 func (n *Namespace) Get(id ID) Stub {
 	check := id.key
 	n.class.seal(&check)
@@ -467,7 +472,8 @@ func (s *State) Name() string { return s.act.Object().Name() }
 // Class is the name the class was registered by.
 func (s *State) Class() string { return s.class.name }
 
-// Storage is the object's storage.
+// Storage is the object's storage. It may be called anywhere, and blocks nobody; the
+// methods of what it returns need a turn.
 func (s *State) Storage() *Storage { return &s.storage }
 
 // Await gives the turn of ctx up while f runs, so that other events of the object
@@ -499,8 +505,10 @@ func (s *State) BlockConcurrencyWhile(ctx context.Context, f func(ctx context.Co
 }
 
 // Do runs f as a turn of this instance and waits for it, for goroutines of the
-// object's own. ctx bounds the wait for the turn, not f. It returns f's error,
-// [ErrReentrant] when called in a turn, and [ErrReset] when the instance is gone.
+// object's own: WaitUntil work, or one that a handler has started. It blocks until f
+// has returned. ctx bounds the wait for the turn, not f. It returns f's error,
+// [ErrReentrant] when called in a turn, [ErrReset] when the instance is gone, and a
+// *LimitError if more than [Limits].Waiting wait for the object.
 func (s *State) Do(ctx context.Context, f func(ctx context.Context) error) error {
 	return s.act.Do(ctx, func(t *registry.Turn) error { return f(t) })
 }
@@ -508,7 +516,9 @@ func (s *State) Do(ctx context.Context, f func(ctx context.Context) error) error
 // WaitUntil runs f on a goroutine of its own and keeps the object in memory until
 // it returns. name says what it is, for whoever asks why the object is awake. f's
 // ctx ends with the instance; with it f may Send, Close and Broadcast, and nothing
-// else of the object: use [State.Do] for that.
+// else of the object: use [State.Do] for that. f must return when its ctx ends.
+// A [Runtime.Shutdown] waits for f; a panic of f is logged, and ends f alone.
+// WaitUntil itself does not block; it takes the ctx of a turn.
 func (s *State) WaitUntil(ctx context.Context, name string, f func(ctx context.Context)) error {
 	t, err := s.turn(ctx)
 	if err != nil {
@@ -573,7 +583,8 @@ func NewMethod[T, In, Out any](name string, f func(T, context.Context, In) (Out,
 }
 
 // Call runs the method in a turn of the object, constructing it if need be, and
-// returns its result once that turn is durable. The method's error is returned as
+// returns its result once that turn is durable; until then it blocks. It may be called
+// anywhere. The method's error is returned as
 // it is; other errors are [ErrUnavailable], [ErrReset] if the object was reset or
 // its turn undone (a *PanicError if the method panicked), the constructor's, and a
 // *LimitError if too much waits for the object.

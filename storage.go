@@ -110,6 +110,8 @@ func wrap(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &size):
+		return &LimitError{Limit: "bytes written in one commit", Max: int64(size.Max), Got: int64(size.Size)}
 	case errors.Is(err, store.ErrHandle):
 		return ErrReset
 	case errors.Is(err, store.ErrSavepoint):
@@ -205,7 +207,9 @@ type Entry[V any] struct {
 	Value V // the caller's
 }
 
-// Get is the value of key, decoded. ok is false if there is none.
+// Get is the value of key, decoded by the class's codec. ok is false, and v zero, if
+// there is none. A stored value that does not go into a V is an error of the codec;
+// others are those of [Storage].
 func Get[V any](ctx context.Context, r Reader, key string) (v V, ok bool, err error) {
 	t, err := r.reader(ctx)
 	if err != nil {
@@ -228,8 +232,8 @@ func decode[V any](r Reader, key string, b []byte) (v V, ok bool, err error) {
 	return v, true, nil
 }
 
-// GetMany are those of keys that exist, sorted by key. More than [Limits].Keys of
-// them are a *LimitError.
+// GetMany are those of keys that exist, sorted by key, each once, decoded as by [Get].
+// More than [Limits].Keys of them are a *LimitError.
 func GetMany[V any](ctx context.Context, r Reader, keys ...string) ([]Entry[V], error) {
 	if rt := r.settings().rt; len(keys) > rt.opt.Limits.Keys {
 		return nil, rt.refused.Refuse(limit.Keys, int64(rt.opt.Limits.Keys), int64(len(keys)))
@@ -249,7 +253,9 @@ func GetMany[V any](ctx context.Context, r Reader, keys ...string) ([]Entry[V], 
 	return list, nil
 }
 
-// Put sets key to v, encoded.
+// Put sets key to v, encoded by the class's codec. v is not kept. What the codec does
+// not take is [ErrInvalid]; a key or an encoded value over its limit is a *LimitError.
+// The write is durable with the turn, and what the turn sends waits for that.
 func Put[V any](ctx context.Context, w Writer, key string, v V, o ...PutOption) error {
 	return PutMany(ctx, w, map[string]V{key: v}, o...)
 }
@@ -361,7 +367,8 @@ func (a *accessor) list(ctx context.Context, o []ListOption) iter.Seq2[*store.Li
 
 func (a *accessor) lister() *accessor { return a }
 
-// List is ListBytes with decoded values.
+// List is [Storage.ListBytes] with values decoded as by [Get]. One that cannot be
+// decoded ends the list with an error.
 func List[V any](ctx context.Context, r Reader, o ...ListOption) iter.Seq2[Entry[V], error] {
 	return func(yield func(Entry[V], error) bool) {
 		a, ok := r.(interface{ lister() *accessor })

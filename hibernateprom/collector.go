@@ -40,7 +40,8 @@ import (
 type collector struct{ rt *hibernate.Runtime }
 
 // NewCollector returns a collector of rt's metrics, for one or more Prometheus
-// registries. It holds nothing but rt, blocks on nothing, and may outlive rt: then it
+// registries. A registry takes one: a second runtime's, also in another test of the same
+// process, needs a registry or a label of its own. It holds nothing but rt, blocks on nothing, and may outlive rt: then it
 // repeats the last figures.
 func NewCollector(rt *hibernate.Runtime) prometheus.Collector { return collector{rt} }
 

@@ -590,7 +590,8 @@ func (c *Client) ExpectBinary(messages ...[]byte) {
 	}
 }
 
-// Next takes the next message, for tests that look at it themselves.
+// Next takes the next message, for tests that look at it themselves. A Close fails the
+// test. The message's Data is the caller's.
 func (c *Client) Next() hibernate.Message {
 	c.k.t.Helper()
 	got := c.next("a message")

@@ -115,8 +115,9 @@ type Kit struct {
 // o may be nil.
 //
 // setup registers the classes, as the program does when it starts; it is called
-// again by each [Kit.Restart]. Often it is the program's own function. A
-// nil handler serves nothing.
+// again by each [Kit.Restart]. Often it is the program's own function, which then must
+// not count on being called once in a process: a registry of metrics, for instance, is
+// one that it makes itself. A nil handler serves nothing.
 //
 // At the end of the test the kit closes everything, and fails the test if it has
 // passed so far and a handler panicked, or goroutines that handlers started are

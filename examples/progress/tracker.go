@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -148,6 +149,10 @@ func (t *Tracker) report(w http.ResponseWriter, r *http.Request, j *Job) {
 // watch accepts a connection, notes in its attachment which job it is for, and shows the job as it is.
 func (t *Tracker) watch(w http.ResponseWriter, r *http.Request, j Job) {
 	ws, err := t.state.AcceptWebSocket(w, r, &hibernate.AcceptOptions{Attachment: Watch{j.Number}})
+	if over := (*hibernate.LimitError)(nil); errors.As(err, &over) {
+		http.Error(w, "Too many are watching.", http.StatusServiceUnavailable)
+		return
+	}
 	if err != nil {
 		return // it was answered already: no upgrade, or one from another site
 	}
