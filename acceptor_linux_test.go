@@ -171,7 +171,7 @@ func TestUpgradesByNetHTTPBehindTheAcceptorCostNoGoroutine(t *testing.T) {
 	second := func() *client {
 		c := d.raw("GET /body HTTP/1.1\nHost: x\n\n" + upgrade("/o/a"))
 		c.response().Body.Close()
-		c.br.Discard(c.br.Buffered())
+		_, _ = c.br.Discard(c.br.Buffered())
 		return c
 	}
 	second()
@@ -241,7 +241,9 @@ func TestClosingInAStormLeavesNothing(t *testing.T) {
 		if err := r.rt.Close(); err != nil {
 			t.Error(err)
 		}
-		<-served
+		if err := <-served; err == nil {
+			t.Error("the server ended without an error")
+		}
 		storm.Wait()
 		srv.Close()
 	}

@@ -149,7 +149,7 @@ func TestAlarmIsRetriedSixTimes(t *testing.T) {
 				st := a.state.Storage()
 				_, set, err := st.Alarm(ctx)
 				n, _, _ := hibernate.Get[int](ctx, st, "n")
-				hibernate.Put(ctx, st, "n", n+1)
+				_ = hibernate.Put(ctx, st, "n", n+1)
 				a.tell("alarm %v %v %d, set %v, %v, run %d", i.Scheduled.Sub(epoch), i.IsRetry, i.RetryCount, set, err, n)
 				return errors.New("disliked")
 			}}, nil)
@@ -217,7 +217,7 @@ func TestAlarmSetOrDeletedByItsHandler(t *testing.T) {
 			s := ringing()
 			tell := s.alarm
 			s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
-				tell(ctx, a, i)
+				_ = tell(ctx, a, i)
 				if i.Scheduled.Equal(epoch.Add(time.Second)) {
 					if err := a.state.Storage().SetAlarm(ctx, epoch.Add(time.Hour)); err != nil {
 						t.Error(err)
@@ -241,7 +241,7 @@ func TestAlarmSetOrDeletedByItsHandler(t *testing.T) {
 			s := ringing()
 			tell := s.alarm
 			s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
-				tell(ctx, a, i)
+				_ = tell(ctx, a, i)
 				if err := a.state.Storage().DeleteAlarm(ctx); err != nil {
 					t.Error(err)
 				}
@@ -268,7 +268,7 @@ func TestAlarmSetWhileItsHandlerAwaits(t *testing.T) {
 	tell := s.alarm
 	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
 		if i.Scheduled.Equal(epoch.Add(time.Second)) {
-			hibernate.Await(ctx, d.wait)
+			_ = hibernate.Await(ctx, d.wait)
 		}
 		return tell(ctx, a, i)
 	}
@@ -297,9 +297,9 @@ func TestAlarmInterruptedByAbortIsRetried(t *testing.T) {
 	s := ringing()
 	tell := s.alarm
 	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
-		tell(ctx, a, i)
+		_ = tell(ctx, a, i)
 		if !i.IsRetry {
-			a.state.Abort(ctx, errors.New("enough"))
+			_ = a.state.Abort(ctx, errors.New("enough"))
 		}
 		return nil
 	}
@@ -385,7 +385,7 @@ func TestAlarmWaitsForBlockConcurrencyWhile(t *testing.T) {
 	r.setAlarm("a", time.Second)
 	done := r.later("a", func(ctx context.Context, a *actor) error {
 		return a.state.BlockConcurrencyWhile(ctx, func(ctx context.Context) error {
-			hibernate.Await(ctx, d.wait)
+			_ = hibernate.Await(ctx, d.wait)
 			a.tell("block over")
 			return nil
 		})
@@ -412,7 +412,7 @@ func TestAlarmIsUndoneWithItsTurn(t *testing.T) {
 		},
 		func(ctx context.Context, st *hibernate.Storage) error { return st.DeleteAlarm(ctx) },
 	} {
-		r.in("a", func(ctx context.Context, a *actor) error {
+		_ = r.in("a", func(ctx context.Context, a *actor) error {
 			if err := change(ctx, a.state.Storage()); err != nil {
 				t.Error(err)
 			}
@@ -508,7 +508,7 @@ func TestAlarmRetriesGoOnAfterACrash(t *testing.T) {
 		r.act(&script{alarm: func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
 			a.tell("alarm %v %d", i.Scheduled.Sub(epoch), i.RetryCount)
 			if inside && i.RetryCount == first+n-1 {
-				hibernate.Await(ctx, func(ctx context.Context) error {
+				_ = hibernate.Await(ctx, func(ctx context.Context) error {
 					a.tell("waits")
 					<-hold
 					return nil

@@ -184,13 +184,13 @@ func TestAttachmentIsUndoneWithItsTurn(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	r.in("a", func(ctx context.Context, a *actor) error { set(ctx, a, "1"); return errors.New("refused") })
+	_ = r.in("a", func(ctx context.Context, a *actor) error { set(ctx, a, "1"); return errors.New("refused") })
 	want("1")
-	r.in("a", func(ctx context.Context, a *actor) error { set(ctx, a, "2"); set(ctx, a, "3"); panic("undo") })
+	_ = r.in("a", func(ctx context.Context, a *actor) error { set(ctx, a, "2"); set(ctx, a, "3"); panic("undo") })
 	want("1")
-	r.in("a", func(ctx context.Context, a *actor) error {
+	_ = r.in("a", func(ctx context.Context, a *actor) error {
 		set(ctx, a, "4")
-		hibernate.Await(ctx, func(context.Context) error { return nil })
+		_ = hibernate.Await(ctx, func(context.Context) error { return nil })
 		set(ctx, a, "5")
 		panic("undo")
 	})

@@ -318,7 +318,7 @@ func TestAutoResponseIsUndoneWithItsTurn(t *testing.T) {
 	r.act(echoing(), nil)
 	c := r.dial("/o/a")
 	r.pairs("a", pair("p", "first"))
-	r.in("a", func(ctx context.Context, a *actor) error {
+	_ = r.in("a", func(ctx context.Context, a *actor) error {
 		if err := a.state.SetWebSocketAutoResponse(ctx, pair("p", "second")); err != nil {
 			t.Error(err)
 		}

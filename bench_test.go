@@ -3,6 +3,7 @@ package hibernate_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -165,7 +166,9 @@ func BenchmarkDurableTurns(b *testing.B) {
 				if err := objs[i].bump(); err != nil {
 					b.Fatal(err)
 				}
-				db.Set(keys[i][0], make([]byte, 128), pebble.NoSync)
+				if err := db.Set(keys[i][0], make([]byte, 128), pebble.NoSync); err != nil {
+					b.Fatal(err)
+				}
 			}
 			var ours, raw float64
 			rounds := 0
@@ -187,9 +190,7 @@ func BenchmarkDurableTurns(b *testing.B) {
 					batch := db.NewBatch()
 					defer batch.Close()
 					header := binary.AppendUvarint(make([]byte, 0, 24), uint64(v[0]))
-					batch.Set(keys[i][0], v, nil)
-					batch.Set(keys[i][1], header[:24], nil)
-					return batch.Commit(pebble.Sync)
+					return errors.Join(batch.Set(keys[i][0], v, nil), batch.Set(keys[i][1], header[:24], nil), batch.Commit(pebble.Sync))
 				})
 				if err != nil {
 					b.Fatal(err)
@@ -243,7 +244,9 @@ func BenchmarkTurnRead(b *testing.B) {
 		loadLedger(b, dir)
 		rt, ns := newLedgers(b, dir)
 		defer rt.Close()
-		repeat.Call(context.Background(), ns.GetByName("one"), 1)
+		if _, err := repeat.Call(context.Background(), ns.GetByName("one"), 1); err != nil {
+			b.Fatal(err)
+		}
 		b.ReportAllocs()
 		b.ResetTimer()
 		if _, err := repeat.Call(context.Background(), ns.GetByName("one"), b.N); err != nil {
@@ -315,7 +318,9 @@ func loadPebble(b *testing.B) *pebble.DB {
 	dir := b.TempDir()
 	db := rawPebble(b, dir)
 	for i := range 1000 {
-		db.Set(fmt.Appendf(nil, "0123456789abcdef0123456789abcdef-key-%06d", i), make([]byte, 128), pebble.NoSync)
+		if err := db.Set(fmt.Appendf(nil, "0123456789abcdef0123456789abcdef-key-%06d", i), make([]byte, 128), pebble.NoSync); err != nil {
+			b.Fatal(err)
+		}
 	}
 	if err := db.Close(); err != nil {
 		b.Fatal(err)

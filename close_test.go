@@ -124,7 +124,7 @@ func TestClientClosesAndHandlerAnswers(t *testing.T) {
 				s.close = func(ctx context.Context, a *actor, ws hibernate.WebSocket, e hibernate.CloseEvent) error {
 					a.tell("state %d", ws.ReadyState())
 					if await {
-						hibernate.Await(ctx, func(context.Context) error { return nil })
+						_ = hibernate.Await(ctx, func(context.Context) error { return nil })
 					}
 					if err := ws.SendText(ctx, "last words"); err != nil {
 						t.Error(err)
@@ -407,7 +407,7 @@ func TestCloseWhileHandlerAwaits(t *testing.T) {
 			r := newRig(t, "", nil)
 			s := closing()
 			s.message = func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
-				hibernate.Await(ctx, func(context.Context) error { enter <- true; <-leave; return nil })
+				_ = hibernate.Await(ctx, func(context.Context) error { enter <- true; <-leave; return nil })
 				a.tell("send %v", ws.SendText(ctx, "still there?"))
 				a.tell("close %v", ws.Close(ctx, 4000, "late"))
 				return nil

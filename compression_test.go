@@ -86,7 +86,7 @@ func TestCompressionIsNegotiated(t *testing.T) {
 			r := newRig(t, "", nil)
 			r.act(&script{
 				http: func(a *actor, w http.ResponseWriter, q *http.Request) {
-					a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Compression: accept})
+					_, _ = a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Compression: accept})
 				},
 				message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
 					return ws.SendText(ctx, m.Text()+" 1")

@@ -199,7 +199,7 @@ func (g *clerk) turn(ctx context.Context, seed int) (n int, err error) {
 	case 0, 1:
 		return g.read(ctx)
 	case 2:
-		g.write(ctx, rng, false)
+		_, _ = g.write(ctx, rng, false)
 		panic(errUnwanted)
 	case 3:
 		if n, err = g.write(ctx, rng, true); err == nil {
@@ -372,7 +372,7 @@ func (g *clerk) WebSocketMessage(ctx context.Context, c hibernate.WebSocket, m h
 
 func (g *clerk) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Upgrade") != "" {
-		g.state.AcceptWebSocket(w, r, nil)
+		_, _ = g.state.AcceptWebSocket(w, r, nil)
 		return
 	}
 	seed, _ := strconv.Atoi(r.URL.RawQuery)

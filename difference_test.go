@@ -115,7 +115,7 @@ func TestAlarmOver15MinutesIsReset(t *testing.T) {
 	s := ringing()
 	tell := s.alarm
 	s.alarm = func(ctx context.Context, a *actor, i hibernate.AlarmInfo) error {
-		if tell(ctx, a, i); i.IsRetry {
+		if _ = tell(ctx, a, i); i.IsRetry {
 			return nil
 		}
 		err := hibernate.Await(ctx, d.wait)

@@ -217,7 +217,7 @@ func TestAcceptIsTakenBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, "", nil)
 			s := closing()
-			s.http = acceptAnd(t, func(ctx context.Context, a *actor, ws hibernate.WebSocket) { ws.SendText(ctx, "dropped") })
+			s.http = acceptAnd(t, func(ctx context.Context, a *actor, ws hibernate.WebSocket) { _ = ws.SendText(ctx, "dropped") })
 			accept := s.http
 			s.http = func(a *actor, w http.ResponseWriter, q *http.Request) { accept(a, w, q); tc.end(w) }
 			r.act(s, nil)
@@ -268,13 +268,13 @@ func TestServeHTTPAnswers(t *testing.T) {
 						panic("disliked")
 					case "abort":
 						io.WriteString(w, "half an answer")
-						a.state.Abort(q.Context(), errors.New("enough"))
+						_ = a.state.Abort(q.Context(), errors.New("enough"))
 					default:
 						b, err := io.ReadAll(q.Body)
 						if err != nil {
 							t.Error(err)
 						}
-						hibernate.Await(q.Context(), nothing)
+						_ = hibernate.Await(q.Context(), nothing)
 						w.WriteHeader(http.StatusAccepted)
 						fmt.Fprintf(w, "got %s", b)
 					}
@@ -310,7 +310,7 @@ func TestFlushStreams(t *testing.T) {
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			t.Error(err)
 		}
-		hibernate.Await(q.Context(), d.wait)
+		_ = hibernate.Await(q.Context(), d.wait)
 		io.WriteString(w, "two\n")
 	}}, nil)
 	resp, err := r.srv.Client().Get(r.srv.URL + "/o/a")
@@ -357,7 +357,7 @@ func TestClientThatLeavesTheQueueIsForgotten(t *testing.T) {
 	r := newRig(t, "", nil)
 	r.act(&script{http: func(a *actor, w http.ResponseWriter, q *http.Request) {
 		if q.URL.RawQuery == "wait" {
-			d.wait(nil)
+			_ = d.wait(q.Context())
 			if err := q.Context().Err(); err != nil {
 				t.Errorf("the turn was cancelled: %v", err)
 			}

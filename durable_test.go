@@ -143,7 +143,7 @@ func (s *scribe) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, m
 func (s *scribe) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	if r.Header.Get("Upgrade") != "" {
-		s.state.AcceptWebSocket(w, r, nil)
+		_, _ = s.state.AcceptWebSocket(w, r, nil)
 		return
 	}
 	n, _, err := hibernate.Get[int](ctx, s.state.Storage(), "n")
@@ -160,7 +160,7 @@ func (s *scribe) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			return
 		}
-		hibernate.Put(ctx, s.state.Storage(), "n", n+2)
+		_ = hibernate.Put(ctx, s.state.Storage(), "n", n+2)
 		fmt.Fprintf(w, "second %d\n", n+2)
 	}
 }

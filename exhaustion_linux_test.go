@@ -125,7 +125,9 @@ func TestDescriptorsRunOut(t *testing.T) {
 			}
 			cpu := func() (ms int) {
 				member.send("cpu")
-				fmt.Sscanf(member.next(), "text:%d", &ms)
+				if _, err := fmt.Sscanf(member.next(), "text:%d", &ms); err != nil {
+					t.Fatal(err)
+				}
 				return ms
 			}
 			var held []net.Conn

@@ -120,7 +120,7 @@ func TestViolationIsAnErrorEvent(t *testing.T) {
 					if s, _, err := hibernate.Attachment[string](ws); s != "mine" || err != nil {
 						t.Errorf("attachment %q, %v", s, err)
 					}
-					ws.SendText(ctx, "ignored")
+					_ = ws.SendText(ctx, "ignored")
 					a.tell("error, state %d", ws.ReadyState())
 					return nil
 				}
@@ -184,7 +184,7 @@ func TestUndeliveredOfOneTurnIsLimited(t *testing.T) {
 		if got := limit(only(a).SendText(ctx, strings.Repeat("y", 600))); !strings.HasSuffix(got, "/1000") {
 			t.Error(got)
 		}
-		hibernate.Await(ctx, func(context.Context) error { return nil })
+		_ = hibernate.Await(ctx, func(context.Context) error { return nil })
 		return only(a).SendText(ctx, strings.Repeat("z", 600))
 	})
 	c.expect("text:"+strings.Repeat("x", 600), "text:"+strings.Repeat("z", 600))

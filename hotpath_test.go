@@ -204,13 +204,13 @@ func TestMessagesOfOneRead(t *testing.T) {
 		case "block":
 			<-let
 		case "panic":
-			ws.SendText(ctx, "undone")
+			_ = ws.SendText(ctx, "undone")
 			panic("at the disco")
 		case "goexit":
-			ws.SendText(ctx, "undone")
+			_ = ws.SendText(ctx, "undone")
 			runtime.Goexit()
 		case "abort":
-			ws.SendText(ctx, "undone")
+			_ = ws.SendText(ctx, "undone")
 			return a.state.Abort(ctx, errors.New("enough"))
 		}
 		return ws.SendText(ctx, text)
@@ -401,7 +401,7 @@ func (m *moody) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, ms
 	text := msg.Text()
 	kind, _, _ := strings.Cut(text, " ")
 	if kind == "undone" {
-		ws.SendText(ctx, "never")
+		_ = ws.SendText(ctx, "never")
 		if len(text)%2 == 0 {
 			runtime.Goexit()
 		}

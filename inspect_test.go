@@ -93,7 +93,7 @@ func TestInspectNamesBlockersAndTheirAge(t *testing.T) {
 		case "await":
 			return hibernate.Await(ctx, wait("await"))
 		case "work":
-			return a.state.WaitUntil(ctx, "tidy up", func(ctx context.Context) { wait("work")(ctx) })
+			return a.state.WaitUntil(ctx, "tidy up", func(ctx context.Context) { _ = wait("work")(ctx) })
 		case "turn":
 			return wait("turn")(ctx)
 		case "abort":
@@ -132,7 +132,7 @@ func TestInspectNamesBlockersAndTheirAge(t *testing.T) {
 	r.becomes("a", "absent")
 
 	// A call to an object that does not answer.
-	go r.in("b", func(ctx context.Context, a *actor) error {
+	call := r.later("b", func(ctx context.Context, a *actor) error {
 		_, err := line.Call(ctx, r.ns.GetByName("c"), r.next(func(context.Context, *actor) error { <-gate["other"]; return nil }))
 		return err
 	})
@@ -140,6 +140,9 @@ func TestInspectNamesBlockersAndTheirAge(t *testing.T) {
 	r.becomes("c", "running 1:call [turn call 0s]")
 	close(gate["other"])
 	r.becomes("b", "idle 1:call")
+	if err := <-call; err != nil {
+		t.Error(err)
+	}
 }
 
 func cancelled() context.Context {

@@ -118,9 +118,9 @@ func TestHandlerErrorKeepsWritesAndSends(t *testing.T) {
 					if err := hibernate.Put(ctx, a.state.Storage(), "k", "kept"); err != nil {
 						t.Error(err)
 					}
-					ws.SendText(ctx, fmt.Sprint(a.n))
+					_ = ws.SendText(ctx, fmt.Sprint(a.n))
 					if await {
-						hibernate.Await(ctx, func(context.Context) error { return nil })
+						_ = hibernate.Await(ctx, func(context.Context) error { return nil })
 					}
 					return errors.New("disliked")
 				}}, nil)
@@ -179,19 +179,19 @@ func testUndone(t *testing.T, o *hibernate.ClassOptions, end func() error) {
 				}
 				return ws.SendText(ctx, fmt.Sprintf("%q %v, alarm %v, attachment %q, state %d, instance %d", v, ok, set, at, ws.ReadyState(), a.n))
 			case "bad":
-				hibernate.Put(ctx, st, "k", "undone")
-				st.SetAlarm(ctx, r.clock.Now().AddDate(1, 0, 0))
-				ws.SendText(ctx, "undone")
-				ws.SerializeAttachment(ctx, "undone")
+				_ = hibernate.Put(ctx, st, "k", "undone")
+				_ = st.SetAlarm(ctx, r.clock.Now().AddDate(1, 0, 0))
+				_ = ws.SendText(ctx, "undone")
+				_ = ws.SerializeAttachment(ctx, "undone")
 				ws.Close(ctx, 4000, "undone")
 				return end()
 			case "await":
-				hibernate.Put(ctx, st, "k", "kept")
-				ws.SendText(ctx, "kept")
-				ws.SerializeAttachment(ctx, "kept")
-				hibernate.Await(ctx, func(context.Context) error { return nil })
-				hibernate.Put(ctx, st, "k", "undone")
-				ws.SendText(ctx, "undone")
+				_ = hibernate.Put(ctx, st, "k", "kept")
+				_ = ws.SendText(ctx, "kept")
+				_ = ws.SerializeAttachment(ctx, "kept")
+				_ = hibernate.Await(ctx, func(context.Context) error { return nil })
+				_ = hibernate.Put(ctx, st, "k", "undone")
+				_ = ws.SendText(ctx, "undone")
 				a.tell("holds the turn again")
 				return end()
 			}
@@ -323,9 +323,9 @@ func TestSendRefusesWhatIsNoMessage(t *testing.T) {
 			}
 		}
 		b := []byte("before")
-		ws.Send(ctx, hibernate.Binary(b))
+		_ = ws.Send(ctx, hibernate.Binary(b))
 		copy(b, "after!")
-		ws.Send(ctx, hibernate.Binary(nil))
+		_ = ws.Send(ctx, hibernate.Binary(nil))
 		return ws.Send(ctx, hibernate.Text(""))
 	})
 	c.expect("bin:before", "bin:", "text:")
@@ -364,9 +364,9 @@ func TestBroadcastReachesTheSelected(t *testing.T) {
 func TestSendsBeforeHandshakeFollowIt(t *testing.T) {
 	r := newRig(t, "", nil)
 	r.act(&script{http: acceptAnd(t, func(ctx context.Context, a *actor, ws hibernate.WebSocket) {
-		ws.SendText(ctx, "1")
-		hibernate.Await(ctx, func(context.Context) error { return nil })
-		ws.SendText(ctx, "2")
+		_ = ws.SendText(ctx, "1")
+		_ = hibernate.Await(ctx, func(context.Context) error { return nil })
+		_ = ws.SendText(ctx, "2")
 		ws.Close(ctx, 4000, "3")
 	})}, nil)
 	r.dial("/o/a").expect("text:1", "text:2", "close:4000 3")

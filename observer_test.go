@@ -146,7 +146,7 @@ func TestTurnsAreLabelledInProfilesWhenAsked(t *testing.T) {
 		r := newRig(t, "", &hibernate.Options{ProfileLabels: asked})
 		free := make(chan struct{})
 		r.act(&script{
-			http: func(a *actor, w http.ResponseWriter, q *http.Request) { a.state.AcceptWebSocket(w, q, nil) },
+			http: func(a *actor, w http.ResponseWriter, q *http.Request) { _, _ = a.state.AcceptWebSocket(w, q, nil) },
 			message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
 				a.tell("in")
 				<-free

@@ -155,7 +155,7 @@ func (a *actor) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		a.script.http(a, w, q)
 		return
 	}
-	a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Tags: q.URL.Query()["tag"]})
+	_, _ = a.state.AcceptWebSocket(w, q, &hibernate.AcceptOptions{Tags: q.URL.Query()["tag"]})
 }
 
 // acceptAnd is a script's http that accepts with the tags of the query and

@@ -18,7 +18,9 @@ func feed() *script {
 	s := closing()
 	s.message = func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
 		var n int
-		fmt.Sscan(m.Text(), &n)
+		if _, err := fmt.Sscan(m.Text(), &n); err != nil {
+			return err
+		}
 		return pour(ctx, ws, n)
 	}
 	return s
@@ -83,7 +85,9 @@ func TestSlowReaderMayLoseTheOldest(t *testing.T) {
 	r.turn("a")
 	for last := -1; last != 63; {
 		var n int
-		fmt.Sscanf(c.next(), "text:%06d", &n)
+		if _, err := fmt.Sscanf(c.next(), "text:%06d", &n); err != nil {
+			t.Fatal(err)
+		}
 		if n <= last {
 			t.Fatalf("message %d behind %d", n, last)
 		}

@@ -274,7 +274,7 @@ func TestListSelects(t *testing.T) {
 func TestListMayWriteInItsLoop(t *testing.T) {
 	storage(t, nil, func(t *testing.T, ctx context.Context, st *hibernate.Storage) {
 		put(t, ctx, st, "a", "b", "c")
-		st.Sync(ctx)
+		_ = st.Sync(ctx)
 		put(t, ctx, st, "bb")
 		var got []string
 		for e, err := range hibernate.List[string](ctx, st) {
@@ -283,8 +283,8 @@ func TestListMayWriteInItsLoop(t *testing.T) {
 			}
 			got = append(got, e.Key+"="+e.Value)
 			put(t, ctx, st, e.Key+"x")
-			st.Delete(ctx, "c")
-			hibernate.Put(ctx, st, "bb", "changed")
+			_, _ = st.Delete(ctx, "c")
+			_ = hibernate.Put(ctx, st, "bb", "changed")
 		}
 		if want := []string{"a=a", "b=b", "bb=bb", "c=c"}; !slices.Equal(got, want) {
 			t.Errorf("listed %q", got)
@@ -292,7 +292,10 @@ func TestListMayWriteInItsLoop(t *testing.T) {
 		if got := keys(ctx, st); got != "a ax b bb bbx bx cx" {
 			t.Errorf("afterwards %q", got)
 		}
-		for range st.ListBytes(ctx) {
+		for _, err := range st.ListBytes(ctx) {
+			if err != nil {
+				t.Error(err)
+			}
 			break
 		}
 		put(t, ctx, st, "still works")
@@ -420,7 +423,7 @@ func TestTransactionCommitsOrRollsBack(t *testing.T) {
 		if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 			put(t, ctx, tx, "tx1")
 			put(t, ctx, st, "plain1")
-			hibernate.Await(ctx, nothing)
+			_ = hibernate.Await(ctx, nothing)
 			if got := keys(ctx, tx); got != "before plain1 tx1" {
 				t.Errorf("inside %q", got)
 			}
@@ -431,11 +434,11 @@ func TestTransactionCommitsOrRollsBack(t *testing.T) {
 		if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 			put(t, ctx, tx, "tx2")
 			put(t, ctx, st, "plain2")
-			tx.Delete(ctx, "before")
+			_, _ = tx.Delete(ctx, "before")
 			if err := tx.SetAlarm(ctx, epoch.AddDate(1, 0, 0)); err != nil {
 				t.Error(err)
 			}
-			only(a).SendText(ctx, "delivered")
+			_ = only(a).SendText(ctx, "delivered")
 			return mine
 		}); err != mine {
 			t.Errorf("returned %v", err)
@@ -452,7 +455,7 @@ func TestTransactionCommitsOrRollsBack(t *testing.T) {
 					t.Errorf("recovered %v", v)
 				}
 			}()
-			st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
+			_ = st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 				put(t, ctx, tx, "tx3")
 				panic("mine too")
 			})
@@ -481,7 +484,7 @@ func TestTransactionsNest(t *testing.T) {
 				put(t, ctx, tx, "outer1")
 				if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 					put(t, ctx, tx, "inner")
-					tx.Delete(ctx, "outer1")
+					_, _ = tx.Delete(ctx, "outer1")
 					return inner
 				}); err != inner {
 					t.Errorf("inner returned %v", err)
@@ -555,7 +558,7 @@ func TestTransactionRollback(t *testing.T) {
 			}
 		}
 		var kept *hibernate.Txn
-		st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
+		_ = st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 			kept = tx
 			put(t, ctx, tx, "committed")
 			return nil
@@ -574,9 +577,9 @@ func TestTransactionRollback(t *testing.T) {
 func TestDeleteAll(t *testing.T) {
 	storage(t, nil, func(t *testing.T, ctx context.Context, st *hibernate.Storage) {
 		put(t, ctx, st, "committed")
-		st.Sync(ctx)
+		_ = st.Sync(ctx)
 		put(t, ctx, st, "written")
-		st.SetAlarm(ctx, epoch.AddDate(1, 0, 0))
+		_ = st.SetAlarm(ctx, epoch.AddDate(1, 0, 0))
 		if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 			for name, err := range map[string]error{"tx": tx.DeleteAll(ctx), "storage": st.DeleteAll(ctx), "sync": st.Sync(ctx)} {
 				if !errors.Is(err, hibernate.ErrState) {
@@ -605,7 +608,7 @@ func TestDeleteAll(t *testing.T) {
 			if _, ok, err := st.Alarm(ctx); ok || err != nil {
 				t.Errorf("alarm: %v, %v", ok, err)
 			}
-			st.Sync(ctx)
+			_ = st.Sync(ctx)
 		}
 	})
 }
@@ -615,7 +618,7 @@ func TestDeleteAllIsUndoneWithItsTurn(t *testing.T) {
 	r := newRig(t, "", nil)
 	r.act(&script{}, nil)
 	r.must("a", func(ctx context.Context, a *actor) error { put(t, ctx, a.state.Storage(), "k"); return nil })
-	r.in("a", func(ctx context.Context, a *actor) error {
+	_ = r.in("a", func(ctx context.Context, a *actor) error {
 		if err := a.state.Storage().DeleteAll(ctx); err != nil {
 			t.Error(err)
 		}
@@ -638,7 +641,7 @@ func TestTransactionHoldsOthers(t *testing.T) {
 	done := r.later("a", func(ctx context.Context, a *actor) error {
 		defer a.tell("transaction over")
 		return a.state.Storage().Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
-			hibernate.Await(ctx, d.wait)
+			_ = hibernate.Await(ctx, d.wait)
 			put(t, ctx, tx, "k")
 			return nil
 		})
@@ -660,7 +663,7 @@ func TestAbortInsideATransaction(t *testing.T) {
 	if err := r.in("a", func(ctx context.Context, a *actor) error {
 		return a.state.Storage().Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
 			put(t, ctx, tx, "dropped")
-			a.state.Abort(ctx, errors.New("enough"))
+			_ = a.state.Abort(ctx, errors.New("enough"))
 			if err := hibernate.Put(ctx, tx, "k", 1); !errors.Is(err, hibernate.ErrReset) {
 				t.Errorf("put after it: %v", err)
 			}
@@ -682,7 +685,7 @@ func TestSyncedWritesSurviveAPanic(t *testing.T) {
 	dir := t.TempDir()
 	r := newRig(t, dir, nil)
 	r.act(&script{}, nil)
-	r.in("a", func(ctx context.Context, a *actor) error {
+	_ = r.in("a", func(ctx context.Context, a *actor) error {
 		st := a.state.Storage()
 		put(t, ctx, st, "synced")
 		if err := st.Sync(ctx); err != nil {
@@ -709,11 +712,11 @@ func TestAllowUnconfirmedWritesLikeOthers(t *testing.T) {
 	c := r.dial("/o/a")
 	r.must("a", func(ctx context.Context, a *actor) error {
 		st := a.state.Storage()
-		only(a).SendText(ctx, "1")
+		_ = only(a).SendText(ctx, "1")
 		if err := hibernate.Put(ctx, st, "k", 1, hibernate.AllowUnconfirmed()); err != nil {
 			t.Error(err)
 		}
-		only(a).SendText(ctx, "2")
+		_ = only(a).SendText(ctx, "2")
 		if err := hibernate.PutMany(ctx, st, map[string]int{"m": 1}, hibernate.AllowUnconfirmed()); err != nil {
 			t.Error(err)
 		}

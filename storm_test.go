@@ -89,7 +89,9 @@ func TestWakeStormIsBounded(t *testing.T) {
 	out := 0 // of order; admitted goroutines race with each other, and a few are late
 	for i, name := range s.order[:ordered] {
 		var at int
-		fmt.Sscan(name, &at)
+		if _, err := fmt.Sscan(name, &at); err != nil {
+			t.Error(err)
+		}
 		if at < i-ordered/4 || at > i+ordered/4 {
 			out++
 		}

@@ -243,7 +243,7 @@ func TestSecondAcceptIsRefused(t *testing.T) {
 		if got := a.state.WebSockets(); len(got) != 1 || got[0] != ws || !slices.Equal(ws.Tags(), []string{"first"}) {
 			t.Errorf("sockets %v, tags %q", got, ws.Tags())
 		}
-		ws.SendText(q.Context(), "hello")
+		_ = ws.SendText(q.Context(), "hello")
 	}}, nil)
 	r.dial("/o/a").expect("text:hello")
 }
@@ -256,7 +256,7 @@ func TestSocketsOfObjectAreLimited(t *testing.T) {
 		http: func(a *actor, w http.ResponseWriter, q *http.Request) {
 			if _, err := a.state.AcceptWebSocket(w, q, nil); err != nil {
 				a.tell("%s", limit(err))
-				http.Error(w, err.Error(), 429)
+				http.Error(w, err.Error(), http.StatusTooManyRequests)
 			}
 		},
 		close: func(ctx context.Context, a *actor, ws hibernate.WebSocket, e hibernate.CloseEvent) error {

@@ -71,7 +71,7 @@ func TestTurnsAreSerial(t *testing.T) {
 			for range 50 {
 				if err := r.in("a", func(ctx context.Context, a *actor) error {
 					step()
-					hibernate.Await(ctx, nothing)
+					_ = hibernate.Await(ctx, nothing)
 					step()
 					return nil
 				}); err != nil {
@@ -156,10 +156,10 @@ func TestAwaitCommits(t *testing.T) {
 	c := r.dial("/o/a")
 	d := newDoor()
 	done := r.later("a", func(ctx context.Context, a *actor) error {
-		hibernate.Put(ctx, a.state.Storage(), "k", 1)
-		only(a).SendText(ctx, "before")
-		hibernate.Await(ctx, d.wait)
-		only(a).SendText(ctx, "after")
+		_ = hibernate.Put(ctx, a.state.Storage(), "k", 1)
+		_ = only(a).SendText(ctx, "before")
+		_ = hibernate.Await(ctx, d.wait)
+		_ = only(a).SendText(ctx, "after")
 		return nil
 	})
 	<-d.at
@@ -189,7 +189,7 @@ func TestAwaitReturnsItsFunctionsError(t *testing.T) {
 					t.Errorf("recovered %v", v)
 				}
 			}()
-			hibernate.Await(ctx, func(context.Context) error { panic("mine too") })
+			_ = hibernate.Await(ctx, func(context.Context) error { panic("mine too") })
 		}()
 		return hibernate.Put(ctx, a.state.Storage(), "k", 1) // the turn goes on
 	})
@@ -244,7 +244,7 @@ func TestCtxIsRefusedOutsideItsTurn(t *testing.T) {
 	r.must("a", func(ctx context.Context, a *actor) error {
 		self, old = a, ctx
 		refused("with no turn's ctx", hibernate.ErrOutsideTurn, context.Background(), a)
-		hibernate.Await(ctx, func(context.Context) error {
+		_ = hibernate.Await(ctx, func(context.Context) error {
 			refused("while awaiting", hibernate.ErrOutsideTurn, ctx, a)
 			return nil
 		})
@@ -321,14 +321,14 @@ func TestAbortResets(t *testing.T) {
 	})
 	<-d.at
 	r.pairs("a", pair("p", "q"))
-	r.in("a", func(ctx context.Context, a *actor) error {
+	_ = r.in("a", func(ctx context.Context, a *actor) error {
 		st := a.state.Storage()
-		hibernate.Put(ctx, st, "committed", 1)
-		only(a).SendText(ctx, "committed")
-		st.Sync(ctx)
-		hibernate.Put(ctx, st, "dropped", 1)
-		only(a).SendText(ctx, "dropped")
-		a.state.Abort(ctx, errors.New("enough"))
+		_ = hibernate.Put(ctx, st, "committed", 1)
+		_ = only(a).SendText(ctx, "committed")
+		_ = st.Sync(ctx)
+		_ = hibernate.Put(ctx, st, "dropped", 1)
+		_ = only(a).SendText(ctx, "dropped")
+		_ = a.state.Abort(ctx, errors.New("enough"))
 		return nil
 	})
 	c.expect("text:committed", "eof")
@@ -410,7 +410,7 @@ func TestDoRunsATurn(t *testing.T) {
 				if err := hibernate.Put(ctx, a.state.Storage(), "k", 2); err != nil {
 					t.Error(err)
 				}
-				only(a).SendText(ctx, "from Do")
+				_ = only(a).SendText(ctx, "from Do")
 				return mine
 			})
 			a.tell("%v", err == mine)
@@ -423,7 +423,7 @@ func TestDoRunsATurn(t *testing.T) {
 // TestDoOfAGoneInstanceIsErrReset, and the ctx of its work ends.
 func TestDoOfAGoneInstanceIsErrReset(t *testing.T) {
 	for name, end := range map[string]func(ctx context.Context, a *actor){
-		"abort": func(ctx context.Context, a *actor) { a.state.Abort(ctx, errors.New("x")) },
+		"abort": func(ctx context.Context, a *actor) { _ = a.state.Abort(ctx, errors.New("x")) },
 		"panic": func(ctx context.Context, a *actor) { panic("x") },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -440,7 +440,7 @@ func TestDoOfAGoneInstanceIsErrReset(t *testing.T) {
 					a.tell("%v", errors.Is(ws.SendText(outside, "ghost"), hibernate.ErrReset))
 				})
 			})
-			r.in("a", func(ctx context.Context, a *actor) error { end(ctx, a); return nil })
+			_ = r.in("a", func(ctx context.Context, a *actor) error { end(ctx, a); return nil })
 			r.hear("true", "true", "true", "true")
 			if name == "panic" {
 				c.ping("p")
@@ -478,7 +478,9 @@ func TestDoGivesUpWithItsCtx(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	d.pass()
-	<-done
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 	r.turn("a")
 }
 
@@ -516,9 +518,9 @@ func TestWaitUntilKeepsInMemory(t *testing.T) {
 	d := newDoor()
 	r.must("a", func(ctx context.Context, a *actor) error {
 		ws := only(a)
-		ws.SendText(ctx, "1")
+		_ = ws.SendText(ctx, "1")
 		return a.state.WaitUntil(ctx, "work", func(outside context.Context) {
-			d.wait(outside)
+			_ = d.wait(outside)
 			if err := ws.SendText(outside, "2"); err != nil {
 				t.Error(err)
 			}
@@ -624,7 +626,7 @@ func TestBlockConcurrencyWhileHoldsEvents(t *testing.T) {
 	mine := r.later("a", func(ctx context.Context, a *actor) error {
 		err := a.state.BlockConcurrencyWhile(ctx, func(ctx context.Context) error {
 			return a.state.BlockConcurrencyWhile(ctx, func(ctx context.Context) error {
-				hibernate.Await(ctx, d.wait)
+				_ = hibernate.Await(ctx, d.wait)
 				a.tell("block over")
 				return nil
 			})
@@ -655,7 +657,7 @@ func TestBlockConcurrencyWhileResets(t *testing.T) {
 		r.act(closing(), nil)
 		c := r.dial("/o/a")
 		err := r.in("a", func(ctx context.Context, a *actor) error {
-			only(a).SendText(ctx, "dropped")
+			_ = only(a).SendText(ctx, "dropped")
 			err := a.state.BlockConcurrencyWhile(ctx, func(context.Context) error { return mine })
 			if !errors.Is(err, mine) {
 				t.Errorf("returned %v", err)
@@ -810,7 +812,7 @@ func TestConstructorFailureCutsSockets(t *testing.T) {
 					if err := hibernate.Put(ctx, a.state.Storage(), "failed", 1); err != nil {
 						t.Error(err)
 					}
-					a.state.Broadcast(ctx, hibernate.Text("dropped"), nil)
+					_, _ = a.state.Broadcast(ctx, hibernate.Text("dropped"), nil)
 					return fail(ctx, a)
 				}
 				return nil
@@ -853,7 +855,7 @@ func TestConstructTimeoutFailsTheEvent(t *testing.T) {
 	r := newRig(t, "", nil)
 	r.act(&script{construct: func(ctx context.Context, a *actor) error {
 		if a.n == 1 {
-			d.wait(ctx)
+			_ = d.wait(ctx)
 			return hibernate.Put(ctx, a.state.Storage(), "ghost", 1)
 		}
 		return nil
@@ -877,14 +879,14 @@ func TestWakersShareOneConstruction(t *testing.T) {
 	s := closing()
 	s.construct = func(ctx context.Context, a *actor) error {
 		if a.n == 2 {
-			hibernate.Await(ctx, d.wait)
+			_ = hibernate.Await(ctx, d.wait)
 			// In the constructor after waking everything works (9.6).
 			for _, ws := range a.state.WebSockets() {
 				v, _, err := hibernate.Attachment[string](ws)
 				if err != nil {
 					t.Error(err)
 				}
-				ws.SendText(ctx, "woken, "+v)
+				_ = ws.SendText(ctx, "woken, "+v)
 			}
 			a.tell("constructed")
 		}
@@ -894,7 +896,7 @@ func TestWakersShareOneConstruction(t *testing.T) {
 	c, e := r.dial("/o/a"), r.dial("/o/a")
 	r.must("a", func(ctx context.Context, a *actor) error {
 		for _, ws := range a.state.WebSockets() {
-			ws.SerializeAttachment(ctx, "attached")
+			_ = ws.SerializeAttachment(ctx, "attached")
 		}
 		return nil
 	})

@@ -277,10 +277,10 @@ func (l *Listener) expire() {
 		l.first.listed = false
 		l.first = l.first.next
 	}
-	switch {
-	case l.first == late:
+	switch l.first {
+	case late: // nobody is late
 		late = nil
-	case l.first == nil:
+	case nil:
 		l.last = nil
 	default:
 		l.first.prev.next = nil

@@ -115,7 +115,9 @@ func TestUnwrapLeavesNothingUnread(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.Read(make([]byte, 1))
+	if _, err := nc.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	inner, unread := Unwrap(nc)
 	if _, ok := inner.(*net.TCPConn); !ok || string(unread) != "OST" {
 		t.Errorf("unwrapped %T with %q", inner, unread)

@@ -430,7 +430,9 @@ func BenchmarkEchoMany(b *testing.B) {
 					c.Write(m)
 				}
 				for _, c := range clients {
-					io.ReadFull(c, m)
+					if _, err := io.ReadFull(c, m); err != nil {
+						b.Fatal(err)
+					}
 				}
 			}
 			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")

@@ -42,7 +42,7 @@ type goConn struct {
 
 // attachGoroutine is Attach for a connection that stays a net.Conn.
 func (p *Poller) attachGoroutine(c *Conn, nc net.Conn, h Handler) error {
-	nc.SetDeadline(time.Time{}) // a server's read timeout ends with the hijack
+	_ = nc.SetDeadline(time.Time{}) // a server's read timeout ends with the hijack
 	raw := nc
 	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		raw = t.NetConn()
@@ -308,7 +308,7 @@ func (g *goConn) part(left []byte) {
 		return
 	}
 	g.mu.Unlock()
-	g.nc.SetWriteDeadline(time.Now().Add(parting))
+	_ = g.nc.SetWriteDeadline(time.Now().Add(parting))
 	g.mu.Lock()
 	for g.draining {
 		g.changed.Wait()

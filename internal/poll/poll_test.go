@@ -663,7 +663,9 @@ func TestAttachTwiceIsRefused(t *testing.T) {
 		if n, err := r.Write([]byte("x")); n != 1 || err != nil {
 			w.Errorf("the first connection: %d, %v", n, err)
 		}
-		io.ReadFull(first, make([]byte, 1))
+		if _, err := io.ReadFull(first, make([]byte, 1)); err != nil {
+			w.Error(err)
+		}
 	})
 }
 

@@ -283,7 +283,9 @@ func TestDeferredIsFlushedOnce(t *testing.T) {
 	}
 	close(release)
 	got := make([]byte, 1)
-	io.ReadFull(client, got)
+	if _, err := io.ReadFull(client, got); err != nil {
+		t.Error(err)
+	}
 	w.echo(other, "x")
 	if a.n.Load() != 2 || b.n.Load() != 2 {
 		t.Errorf("flushed %d and %d times in the end, want twice each", a.n.Load(), b.n.Load())

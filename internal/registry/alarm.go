@@ -148,7 +148,7 @@ func (r *alarmRun) done(err error) {
 		default:
 			al = retried(al, r.reg.cfg.Clock.Now().UnixMilli(), r.at != 0)
 		}
-		st.SetAlarm(al)
+		_ = st.SetAlarm(al) // a store that is lost tells of the alarm as before, when it is opened again
 	}
 	if r.reg.Post(r.class, r.id, "", w) != nil {
 		r.concluded()

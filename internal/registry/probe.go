@@ -125,8 +125,8 @@ func (r *Registry) RunAlarm(ctx context.Context, c *Class, id store.ID) (set boo
 			al.Running, al.Next = al.Next, 0
 		}
 		al.RetryAt = r.cfg.Clock.Now().UnixMilli()
-		set = true
-		st.SetAlarm(al)
+		err = st.SetAlarm(al)
+		set = err == nil
 	}
 	if err := r.Post(c, id, "", w); err != nil {
 		return false, err

@@ -282,7 +282,9 @@ func newBenchOn(t *testing.T, b *bench) *bench {
 	if err := x.s.Open(b.poll, server, []byte("HEAD\n"), nil); err != nil {
 		t.Fatal(err)
 	}
-	x.r.ReadString('\n')
+	if _, err := x.r.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { client.Close(); x.s.Cut() })
 	return x
 }

@@ -81,7 +81,7 @@ func Start(ctx context.Context, program string, args ...string) (*Server, error)
 	}
 	s.PID = s.cmd.Process.Pid
 	go func() {
-		s.cmd.Wait()
+		_ = s.cmd.Wait()
 		close(s.ended)
 	}()
 	for deadline := time.Now().Add(starting); ; {

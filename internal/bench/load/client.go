@@ -153,7 +153,7 @@ func (c *config) dialMany(from, to int) ([]*conn, error) {
 
 // reset closes the connection so that neither side keeps its port in TIME_WAIT.
 func (w *conn) reset() {
-	unix.SetsockoptLinger(w.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	_ = unix.SetsockoptLinger(w.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Close(w.fd)
 }
 

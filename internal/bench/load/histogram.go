@@ -10,15 +10,13 @@ import (
 
 // A histogram counts times in 64 steps for each power of two, so that a quantile is at most 1.6 % too small.
 type histogram struct {
-	counts  [59 * 64]int64
-	n       int64
-	longest time.Duration
+	counts [59 * 64]int64
+	n      int64
 }
 
 func (h *histogram) add(d time.Duration) {
 	d = max(d, 0)
 	h.n++
-	h.longest = max(h.longest, d)
 	i := int(d)
 	if d >= 64 {
 		shift := bits.Len64(uint64(d)) - 7
@@ -32,7 +30,6 @@ func (h *histogram) merge(o *histogram) {
 		h.counts[i] += n
 	}
 	h.n += o.n
-	h.longest = max(h.longest, o.longest)
 }
 
 // quantile is the time in microseconds that a share p of all is below.
@@ -49,8 +46,6 @@ func (h *histogram) quantile(p float64) float64 {
 	}
 	return 0
 }
-
-func (h *histogram) max() float64 { return tenth(micros(h.longest)) }
 
 func tenth(x float64) float64      { return math.Round(x*10) / 10 }
 func thousandth(x float64) float64 { return math.Round(x*1000) / 1000 }

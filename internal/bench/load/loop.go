@@ -162,7 +162,7 @@ func (l *loop) drop(w *conn) {
 	if !w.dead {
 		w.dead = true
 		l.dead++
-		unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, w.fd, nil)
+		_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, w.fd, nil)
 	}
 }
 

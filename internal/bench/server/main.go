@@ -99,7 +99,7 @@ func run(ctx context.Context, ln net.Listener, dir, door string, idle time.Durat
 			return
 		}
 		s := rt.Stats()
-		json.NewEncoder(w).Encode(map[string]int64{
+		_ = json.NewEncoder(w).Encode(map[string]int64{
 			"goroutines": int64(runtime.NumGoroutine()), "sockets": s.Sockets, "in_memory": s.ObjectsInMemory, "asleep": s.ObjectsAsleep,
 		})
 	})

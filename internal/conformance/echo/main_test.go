@@ -146,7 +146,7 @@ func (p *peer) next() string {
 	}
 	if f.Header.Rsv == 4 && p.deflated {
 		f.Header.Rsv = 0
-		p.inflater.(flate.Resetter).Reset(strings.NewReader(string(f.Payload)+"\x00\x00\xff\xff\x01\x00\x00\xff\xff"), nil)
+		_ = p.inflater.(flate.Resetter).Reset(strings.NewReader(string(f.Payload)+"\x00\x00\xff\xff\x01\x00\x00\xff\xff"), nil)
 		if f.Payload, err = io.ReadAll(p.inflater); err != nil {
 			p.t.Fatal(err)
 		}

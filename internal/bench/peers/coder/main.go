@@ -30,7 +30,7 @@ func main() {
 }
 
 func serve(c *websocket.Conn, name string) {
-	defer c.CloseNow()
+	defer func() { _ = c.CloseNow() }()
 	room := rooms.Join(name, c)
 	defer rooms.Leave(room, c)
 	for answer(c, room) == nil {
@@ -51,7 +51,7 @@ func answer(c *websocket.Conn, room *protocol.Room[*websocket.Conn]) error {
 		return err
 	}
 	if protocol.IsBroadcast(b.Bytes()) {
-		room.Each(func(to *websocket.Conn) { to.Write(ctx, kind, b.Bytes()) })
+		room.Each(func(to *websocket.Conn) { _ = to.Write(ctx, kind, b.Bytes()) })
 		return nil
 	}
 	return c.Write(ctx, kind, b.Bytes())

@@ -77,9 +77,9 @@ func (e *engine) OnTraffic(c gnet.Conn) gnet.Action {
 			frame := protocol.AppendFrame(nil, f.Op, f.Payload)
 			room.Each(func(to gnet.Conn) {
 				if *loops == 1 || to == c {
-					to.Write(frame)
+					_, _ = to.Write(frame)
 				} else {
-					to.AsyncWrite(frame, nil)
+					_ = to.AsyncWrite(frame, nil)
 				}
 			})
 		default:
@@ -87,12 +87,12 @@ func (e *engine) OnTraffic(c gnet.Conn) gnet.Action {
 		}
 	}
 	if len(out) > 0 {
-		c.Write(out)
+		_, _ = c.Write(out)
 	}
 	if *loops == 1 {
 		e.out = out
 	}
-	c.Discard(used)
+	_, _ = c.Discard(used)
 	return gnet.None
 }
 

@@ -175,7 +175,7 @@ func (c *conn) answer(in, out []byte) ([]byte, error) {
 		case op.IsControl():
 		case protocol.IsBroadcast(f.Payload):
 			frame := protocol.AppendFrame(nil, f.Op, f.Payload)
-			c.room.Each(func(to *conn) { to.send(frame) })
+			c.room.Each(func(to *conn) { _ = to.send(frame) })
 		default:
 			out = protocol.AppendFrame(out, f.Op, f.Payload)
 		}

@@ -95,7 +95,7 @@ func (c *conn) answer(br *bufio.Reader, room *protocol.Room[*conn]) error {
 		case h.OpCode.IsControl():
 		case protocol.IsBroadcast(p):
 			f := ws.MustCompileFrame(ws.NewFrame(h.OpCode, true, p))
-			room.Each(func(to *conn) { to.send(f) })
+			room.Each(func(to *conn) { _ = to.send(f) })
 		default:
 			*out = protocol.AppendFrame(*out, byte(h.OpCode), p)
 		}

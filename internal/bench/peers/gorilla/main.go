@@ -55,7 +55,7 @@ func (c *conn) serve() {
 			}
 			c.room.Each(func(to *conn) {
 				to.mu.Lock()
-				to.WritePreparedMessage(m)
+				_ = to.WritePreparedMessage(m)
 				to.mu.Unlock()
 			})
 			continue

@@ -33,11 +33,11 @@ func (*handler) OnMessage(c *gws.Conn, m *gws.Message) {
 	defer m.Close()
 	if protocol.IsBroadcast(m.Bytes()) {
 		b := gws.NewBroadcaster(m.Opcode, m.Bytes())
-		c.Session().(*session).room.Each(func(to *gws.Conn) { b.Broadcast(to) })
+		c.Session().(*session).room.Each(func(to *gws.Conn) { _ = b.Broadcast(to) })
 		b.Close()
 		return
 	}
-	c.WriteMessage(m.Opcode, m.Bytes())
+	_ = c.WriteMessage(m.Opcode, m.Bytes())
 }
 
 func main() {

@@ -27,13 +27,13 @@ func main() {
 	m.HandleMessage(func(s *melody.Session, p []byte) {
 		if protocol.IsBroadcast(p) {
 			// Not m.BroadcastFilter, which asks every session of the server.
-			roomOf(s).Each(func(to *melody.Session) { to.Write(p) })
+			roomOf(s).Each(func(to *melody.Session) { _ = to.Write(p) })
 			return
 		}
-		s.Write(p)
+		_ = s.Write(p)
 	})
-	m.HandleMessageBinary(func(s *melody.Session, p []byte) { s.WriteBinary(p) })
+	m.HandleMessageBinary(func(s *melody.Session, p []byte) { _ = s.WriteBinary(p) })
 	log.Fatal(http.Serve(protocol.Listen(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		m.HandleRequest(w, r)
+		_ = m.HandleRequest(w, r)
 	})))
 }
