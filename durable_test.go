@@ -263,6 +263,51 @@ func TestUnconfirmedWriteHoldsNothingBack(t *testing.T) {
 	a.expect("text:read 1")
 }
 
+// TestOutputWaitsForSomeOfADelete: the commit has no room for all of the keys, and
+// what is sent after the error waits for those that are deleted, also behind a write
+// that nothing would wait for.
+func TestOutputWaitsForSomeOfADelete(t *testing.T) {
+	d := newDisk()
+	r := newDiskRig(t, d, nil)
+	const each = 2100 // of 2 KiB: two commits of writes, and more than one of deletions
+	key := func(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("k", 2044) }
+	written := 0
+	r.act(&script{message: func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		if m.Text() == "write" {
+			for range each {
+				if err := a.state.Storage().PutBytes(ctx, key(written), nil); err != nil {
+					return err
+				}
+				written++
+			}
+			return ws.SendText(ctx, "written")
+		}
+		all := make([]string, written)
+		for i := range all {
+			all[i] = key(i)
+		}
+		if err := hibernate.Put(ctx, a.state.Storage(), "loose", 1, hibernate.AllowUnconfirmed()); err != nil {
+			return err
+		}
+		n, err := a.state.Storage().Delete(ctx, all...)
+		var over *hibernate.LimitError
+		return ws.SendText(ctx, fmt.Sprint("some: ", 0 < n && n < written, errors.As(err, &over)))
+	}}, nil)
+	c := r.dial("/o/a")
+	for range 2 {
+		c.send("write")
+		c.expect("text:written")
+	}
+	start := d.stop()
+	defer start()
+	c.send("delete")
+	r.until("a sync", func() bool { return d.syncsWaiting() > 0 })
+	c.ping("p") // is not held, and comes behind what the turn has let out
+	c.expect("pong:p")
+	start()
+	c.expect("text:some: true true")
+}
+
 // TestSyncWaitsForUnconfirmedWrites too, of its own turn and of earlier ones (12.9).
 func TestSyncWaitsForUnconfirmedWrites(t *testing.T) {
 	for _, own := range []bool{false, true} {
