@@ -471,3 +471,32 @@ func churnClient(t *testing.T, c *client, rnd *rand.Rand, n, id int) {
 	}
 	c.conn.Close()
 }
+
+// TestDoThatExitsItsGoroutine leaves the object to others, and nothing of itself.
+func TestDoThatExitsItsGoroutine(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(&script{}, nil)
+	var state *hibernate.State
+	r.must("a", func(ctx context.Context, a *actor) error {
+		state = a.state
+		return nil
+	})
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		state.Do(t.Context(), func(ctx context.Context) error {
+			if err := state.Storage().PutBytes(ctx, "k", []byte("v")); err != nil {
+				t.Error(err)
+			}
+			runtime.Goexit()
+			return nil
+		})
+	}()
+	<-exited
+	r.must("a", func(ctx context.Context, a *actor) error {
+		if _, ok, err := a.state.Storage().GetBytes(ctx, "k"); ok || err != nil {
+			t.Errorf("the write is there: %v, %v", ok, err)
+		}
+		return nil
+	})
+}

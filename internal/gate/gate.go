@@ -30,6 +30,9 @@ type Gate[T any] struct {
 	draining bool // someone is releasing; they will look again
 }
 
+// maxSpare is how much room for held output is kept.
+const maxSpare = 16
+
 type held[T any] struct {
 	after Seq
 	out   T
@@ -174,16 +177,21 @@ func (g *Gate[T]) drainLocked() {
 		if n == 0 {
 			break
 		}
-		ready, err := g.held[:n:n], g.err
-		if g.held = g.held[n:]; len(g.held) == 0 {
-			g.held = nil
-		}
+		ready, err := g.held[:n], g.err
+		g.held = g.held[n:]
 		g.mu.Unlock()
-		for _, h := range ready {
-			g.release(h.out, err)
+		for i := range ready {
+			g.release(ready[i].out, err)
 		}
 		g.released()
+		clear(ready)
 		g.mu.Lock()
+		if len(g.held) == 0 {
+			g.held = nil
+			if cap(ready) <= maxSpare {
+				g.held = ready[:0]
+			}
+		}
 	}
 	g.draining = false
 	g.mu.Unlock()

@@ -104,8 +104,9 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 	begun := o.class.reg.cfg.Clock.Now()
 	st.Commit(func(err error) { // on the store's goroutine
 		defer o.class.reg.busy.Add(-1)
+		now := o.class.reg.cfg.Clock.Now()
 		if hold {
-			o.class.reg.stats.gateWait.add(o.class.reg.cfg.Clock.Now().Sub(begun))
+			o.class.reg.stats.gateWait.add(now.Sub(begun))
 		}
 		if err != nil {
 			o.commitFailed(l, seq, err)
@@ -115,7 +116,8 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 		if alarm && err == nil {
 			o.class.reg.alarms.Wake()
 		}
-		o.settle()
+		o.mu.Lock()
+		o.settleLocked(now)
 	})
 	return true
 }

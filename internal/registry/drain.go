@@ -16,7 +16,7 @@ func (o *Object) Drained(s *socket.Socket) {
 	}
 	o.bringLocked()
 	o.class.reg.stats.events.Add(1)
-	o.mail.push(&Work{Cause: CauseDrain, sock: s, event: socket.Event{Kind: socket.Drain}})
+	o.mail.push(newEvent(CauseDrain, s, socket.Event{Kind: socket.Drain}))
 	run := o.claimLocked()
 	o.mu.Unlock()
 	run.start(o)

@@ -122,8 +122,8 @@ type Work struct {
 	called bool           // a turn waits for it; registry.calls is to know who runs it
 	only   *Activation    // run in this activation or fail
 	sock   *socket.Socket // of a socket event
-	event  socket.Event
-	resume *runner // hand the right to run turns to this one
+	event  *socket.Event  // its own, nil if it is not of a socket
+	resume *runner        // hand the right to run turns to this one
 	// internal is bookkeeping in the object's storage, which needs no instance.
 	internal func(*store.Object)
 
@@ -194,7 +194,22 @@ func (m *mailbox) remove(w *Work) {
 }
 
 // kib is the size of a message.
-func (w *Work) kib() uint32 { return uint32((len(w.event.Data) + 1023) >> 10) }
+func (w *Work) kib() uint32 {
+	if w.event == nil {
+		return 0
+	}
+	return uint32((len(w.event.Data) + 1023) >> 10)
+}
+
+// newEvent is the work of an event of s.
+func newEvent(cause Cause, s *socket.Socket, e socket.Event) *Work {
+	w := &struct {
+		Work
+		socket.Event
+	}{Work{Cause: cause, sock: s}, e}
+	w.Work.event = &w.Event
+	return &w.Work
+}
 
 // counted reports whether w counts towards the mailbox's limit. Socket events
 // are bounded by the sockets, resumes by the handlers, and of alarms there is one.
@@ -620,7 +635,7 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 		}
 		return false
 	}
-	w := &Work{Cause: o.count(e.Kind), sock: s, event: e}
+	w := newEvent(o.count(e.Kind), s, e)
 	if o.class.reg.closing.Load() {
 		return true // unanswered; the farewell comes
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"time"
 )
 
@@ -16,7 +17,7 @@ func (a *Activation) Do(ctx context.Context, f func(*Turn) error) error {
 		return err
 	}
 	var result error
-	done := make(chan error, 1)
+	done := answers.Get().(chan error)
 	w := &Work{
 		Cause:  CauseDo,
 		Values: ctx,
@@ -25,28 +26,33 @@ func (a *Activation) Do(ctx context.Context, f func(*Turn) error) error {
 		Done:   func(err error) { done <- err },
 	}
 	o := a.obj
-	if err := o.post(w, ""); err != nil {
-		if err == errRemoved {
-			err = ErrReset
-		}
-		return err
-	}
-	select {
-	case err := <-done:
-		if err != nil {
+	if ctx.Err() != nil || !o.runHere(a, w) {
+		if err := o.post(w, ""); err != nil {
+			if err == errRemoved {
+				err = ErrReset
+			}
 			return err
 		}
-		return result
+	}
+	var err error
+	select {
+	case err = <-done:
 	case <-ctx.Done():
 		if o.withdraw(w) {
+			answers.Put(done)
 			return context.Cause(ctx)
 		}
+		err = <-done
 	}
-	if err := <-done; err != nil {
+	answers.Put(done)
+	if err != nil {
 		return err
 	}
 	return result
 }
+
+// answers keeps channels for the one answer of a Do.
+var answers = sync.Pool{New: func() any { return make(chan error, 1) }}
 
 // An Outside is the context of work that runs beside the turns of an
 // activation: it may send, and ends with the activation.

@@ -47,7 +47,11 @@ func (p *Probe) woken(o *Object, w *Work) {
 
 func (p *Probe) began(o *Object, w *Work) {
 	if p.Began != nil {
-		p.Began(o, w.Cause, w.event)
+		var e socket.Event
+		if w.event != nil {
+			e = *w.event
+		}
+		p.Began(o, w.Cause, e)
 	}
 }
 
@@ -67,7 +71,7 @@ func (o *Object) OutsideTurn() error {
 
 // over is called when a message's handler may not read it any more.
 func (p *Probe) over(w *Work) {
-	if p.Poison && w.event.Kind == socket.Message {
+	if p.Poison && w.event != nil && w.event.Kind == socket.Message {
 		poison(w.event.Data)
 	}
 }

@@ -31,7 +31,7 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 	defer o.yield(me, e.More) // also after a Goexit
 	cause := o.count(e.Kind)
 	if a == nil {
-		if a = o.construct(me, &Work{Cause: cause, sock: s, event: e}); a == nil {
+		if a = o.construct(me, newEvent(cause, s, e)); a == nil {
 			return true, true
 		}
 	}
@@ -76,7 +76,30 @@ func (o *Object) count(k socket.EventKind) Cause {
 	return CauseError
 }
 
-// yield gives back the right that Serve has taken, to a runner if there is work.
+// runHere runs w in a turn of a on the caller's goroutine, and reports false if the
+// object has something else to do.
+func (o *Object) runHere(a *Activation, w *Work) bool {
+	reg := o.class.reg
+	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil {
+		return false
+	}
+	reg.lives.add()
+	o.mu.Lock()
+	if o.live == nil || o.act != a || o.runner != nil || o.mail.first != nil {
+		o.mu.Unlock()
+		reg.lives.done()
+		return false
+	}
+	me := &runner{reg: reg}
+	o.runner = me
+	o.mu.Unlock()
+	reg.busy.Add(1)
+	defer o.yield(me, false) // also after a Goexit
+	o.turn(me, a, w)
+	return true
+}
+
+// yield gives back the right that Serve or runHere has taken, to a runner if there is work.
 func (o *Object) yield(me *runner, more bool) {
 	now := me.time(more)
 	o.mu.Lock()
@@ -97,6 +120,9 @@ func (o *Object) yield(me *runner, more bool) {
 // time is the time of the runtime's clock. Events behind which more was read may have
 // that of the first of their callback: a look at the clock is a twentieth of a turn.
 func (r *runner) time(more bool) time.Time {
+	if r.worker == nil {
+		return r.reg.cfg.Clock.Now()
+	}
 	if serial := r.worker.Serial; !more || r.callback != serial || r.now.IsZero() {
 		r.now, r.callback = r.reg.cfg.Clock.Now(), serial
 	}

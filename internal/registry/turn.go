@@ -157,14 +157,15 @@ func (e *ResetError) Unwrap() []error { return []error{ErrReset, e.Cause} }
 // turn runs w in a turn of a.
 func (o *Object) turn(me *runner, a *Activation, w *Work) {
 	t := &Turn{act: a, work: w, sock: w.sock, me: me, parent: w.Values, cause: w.Cause, waiting: w.sock != nil}
+	var e socket.Event
 	var d time.Duration
 	switch {
 	case w.sock != nil:
-		d = o.EventTimeout()
+		e, d = *w.event, o.EventTimeout()
 	case w.Cause == CauseAlarm:
 		d = alarmLimit
 	}
-	o.perform(t, w.event, d)
+	o.perform(t, e, d)
 }
 
 // perform runs t, which takes at most d if that is not 0.
