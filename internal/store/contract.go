@@ -221,8 +221,8 @@ type Engine interface {
 
 	// Commit applies commits of many objects in order and returns once they are
 	// durable, with an answer for each: nil, ErrFenced, ErrTooLarge or
-	// ErrUnavailable. Each is whole or absent. Once Dead is closed, it need not
-	// return at all.
+	// ErrUnavailable. Each is whole or absent. Of commits nothing but values is kept.
+	// Once Dead is closed, it need not return at all.
 	Commit(commits []Commit) []error
 
 	// Due returns the objects whose Alarm.Due is at or before a time, earliest

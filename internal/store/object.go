@@ -31,6 +31,45 @@ type entry struct {
 	retired uint64        // commits that have left the overlay
 	cleared uint64        // Seq of the last pending commit that cleared, 0 = none
 	overlay map[string]pendingWrite
+	cache   cache // of what has left the overlay
+}
+
+// A cache keeps small values that were written lately, so that an object that reads
+// what it has written need not ask the engine. Nobody but handles of the entry
+// writes the object, so it is never stale. Its lock is the entry's.
+type cache struct {
+	values map[string][]byte // nil value = deleted; never changed
+	bytes  int
+}
+
+// maxCache and maxCached are the bytes of one object's cache and of a value in it,
+// keys and writeOverhead included.
+const (
+	maxCache  = 4 << 10
+	maxCached = 1 << 10
+)
+
+func (c *cache) put(key string, value []byte) {
+	c.drop(key)
+	n := len(key) + len(value) + writeOverhead
+	if n > maxCached {
+		return
+	}
+	if c.bytes+n > maxCache {
+		*c = cache{}
+	}
+	if c.values == nil {
+		c.values = make(map[string][]byte)
+	}
+	c.values[key] = value
+	c.bytes += n
+}
+
+func (c *cache) drop(key string) {
+	if old, ok := c.values[key]; ok {
+		c.bytes -= len(key) + len(old) + writeOverhead
+		delete(c.values, key)
+	}
 }
 
 // pendingWrite is the last pending write of a key.
@@ -186,6 +225,7 @@ func (e *entry) retire(c *commit, err error) bool {
 	for k := range c.Writes {
 		if w, ok := e.overlay[k]; ok && w.seq == seq {
 			delete(e.overlay, k)
+			e.cache.put(k, w.value)
 		}
 	}
 	if e.cleared == seq {
@@ -193,6 +233,9 @@ func (e *entry) retire(c *commit, err error) bool {
 	}
 	e.pending--
 	e.retired++
+	if err != nil {
+		e.cache = cache{}
+	}
 	if err != nil && e.poison == nil {
 		e.poison = err
 	}
@@ -307,7 +350,11 @@ func (o *Object) find(key string) (value []byte, known bool) {
 	if w, ok := o.e.overlay[key]; ok {
 		return w.value, true
 	}
-	return nil, o.e.cleared != 0
+	if o.e.cleared != 0 {
+		return nil, true
+	}
+	value, known = o.e.cache.values[key]
+	return value, known
 }
 
 // Get returns the value of a key. The slice belongs to the caller.
@@ -351,8 +398,27 @@ func (o *Object) set(key string, value []byte) error {
 	if n > o.s.limits.Commit {
 		return &CommitSizeError{o.s.limits.Commit, n}
 	}
+	if l := o.top(); l.writes == nil {
+		l.writes = spareWrites.Get().(map[string][]byte)
+	}
 	o.top().set(key, value)
 	return nil
+}
+
+// spareWrites keeps the maps of write sets that were answered: for most turns the
+// map is a quarter of what storing something allocates.
+var spareWrites = sync.Pool{New: func() any { return make(map[string][]byte) }}
+
+// maxSpareWrites is the size of a write set from which on its map is not kept.
+const maxSpareWrites = 64
+
+// recycle keeps the map of a commit that was answered.
+func (c *commit) recycle() {
+	if c.Writes != nil && len(c.Writes) <= maxSpareWrites {
+		clear(c.Writes)
+		spareWrites.Put(c.Writes)
+	}
+	c.Writes = nil
 }
 
 // Delete deletes keys and returns how many of them existed.
@@ -560,6 +626,7 @@ func (e *entry) push(c *commit) {
 	if c.Clear {
 		e.cleared = e.head.Seq
 		clear(e.overlay)
+		e.cache = cache{}
 	}
 	if e.overlay == nil {
 		e.overlay = make(map[string]pendingWrite, len(c.Writes))

@@ -68,6 +68,8 @@ type pebbleEngine struct {
 	// writing is held, by a token in it, by whoever writes the log or needs it to
 	// stand still. Its holder may park for good, so that waiting watches g.dead.
 	writing chan struct{}
+
+	rows rowSet // of Commit; empty between its calls
 }
 
 // openHeader is the engine's own copy of the header of an open object.
@@ -349,15 +351,19 @@ func (e *pebbleEngine) Open(id ID, epoch uint64) (Header, error) {
 	return o.Header, nil
 }
 
-func (e *pebbleEngine) Release(id ID) {
+func (e *pebbleEngine) Release(id ID) { e.release([]ID{id}) }
+
+func (e *pebbleEngine) release(ids []ID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	o := e.open[id]
-	if o == nil {
-		panic("BUG: store: object released more often than opened")
-	}
-	if o.refs--; o.refs == 0 {
-		delete(e.open, id)
+	for _, id := range ids {
+		o := e.open[id]
+		if o == nil {
+			panic("BUG: store: object released more often than opened")
+		}
+		if o.refs--; o.refs == 0 {
+			delete(e.open, id)
+		}
 	}
 }
 
@@ -419,19 +425,13 @@ func (e *pebbleEngine) Commit(commits []Commit) []error {
 		return failAll(answers, e.Err())
 	}
 	b := e.db.NewBatch()
-	// Objects stay open until the batch is applied: two commits of one object
-	// build on each other.
-	opened := make([]bool, len(commits))
+	rows := &e.rows
 	defer func() {
-		for i, ok := range opened {
-			if ok {
-				e.Release(commits[i].ID)
-			}
-		}
+		e.release(rows.opened)
+		rows.reset()
 	}()
-	var rows rowSet
 	for i := range commits {
-		opened[i], answers[i] = e.check(&rows, &commits[i])
+		answers[i] = e.check(rows, &commits[i])
 	}
 	if err := rows.appendTo(b); err != nil {
 		e.g.bury(fmt.Errorf("build a batch: %w", err))
@@ -465,24 +465,38 @@ func failAll(answers []error, err error) []error {
 	return answers
 }
 
-// check checks a commit and adds it to rows whole, or not at all. It tells whether
-// it opened the object.
-func (e *pebbleEngine) check(rows *rowSet, c *Commit) (opened bool, err error) {
+// check checks a commit and adds it to rows whole, or not at all. It moves the open
+// header on, as later commits build on it.
+func (e *pebbleEngine) check(rows *rowSet, c *Commit) error {
 	if err := c.check(pebbleLimits); err != nil {
-		return false, err
+		return err
 	}
 	if c.Epoch != e.epoch {
-		return false, ErrFenced
+		return ErrFenced
 	}
-	if _, err := e.Open(c.ID, c.Epoch); err != nil {
-		return false, err
+	e.mu.Lock()
+	o := e.open[c.ID]
+	if o == nil {
+		e.mu.Unlock()
+		if _, err := e.Open(c.ID, c.Epoch); err != nil {
+			return err
+		}
+		e.mu.Lock()
+		o = e.open[c.ID]
+	} else {
+		o.refs++
 	}
-	prev, next, ok := e.advance(c)
-	if !ok {
-		return true, ErrFenced
+	rows.opened = append(rows.opened, c.ID)
+	prev := o.Header
+	if prev.Epoch > c.Epoch || prev.Seq != c.Seq && !mutation.Seq {
+		e.mu.Unlock()
+		return ErrFenced
 	}
+	next := c.Head(prev)
+	o.Header = next
+	e.mu.Unlock()
 	rows.add(c, prev, next)
-	return true, nil
+	return nil
 }
 
 // A rowSet is what a group of commits writes. Commits of one object become one:
@@ -490,6 +504,17 @@ func (e *pebbleEngine) check(rows *rowSet, c *Commit) (opened bool, err error) {
 type rowSet struct {
 	objects []objectRows
 	index   map[ID]int
+	opened  []ID // kept open until the batch is applied: two commits of one object build on each other
+}
+
+// reset empties r, and keeps memory for the next group.
+func (r *rowSet) reset() {
+	if cap(r.objects) > maxGroup {
+		*r = rowSet{}
+	}
+	clear(r.objects)
+	clear(r.index)
+	r.objects, r.opened = r.objects[:0], r.opened[:0]
 }
 
 type objectRows struct {
@@ -532,21 +557,6 @@ func (r *rowSet) appendTo(b *pebble.Batch) error {
 		}
 	}
 	return nil
-}
-
-// advance checks what c expects against the open header and moves that on, as
-// later commits of the same call build on it.
-func (e *pebbleEngine) advance(c *Commit) (prev, next Header, ok bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	o := e.open[c.ID]
-	prev = o.Header
-	if prev.Epoch > c.Epoch || prev.Seq != c.Seq && !mutation.Seq {
-		return prev, next, false
-	}
-	next = c.Head(prev)
-	o.Header = next
-	return prev, next, true
 }
 
 // appendCommit adds the rows of c, its header and what the indexes need.

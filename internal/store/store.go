@@ -92,6 +92,8 @@ type Store struct {
 	mu      sync.Mutex // guards the following
 	entries map[ID]*entry
 
+	full atomic.Bool // too much is pending; written under qmu
+
 	qmu      sync.Mutex // guards the following
 	wake     *sync.Cond // of the committer, on qmu
 	err      error      // why the store is dead, or that it is closed
@@ -234,10 +236,16 @@ func (s *Store) Objects(ctx context.Context, class string, after ID, limit int) 
 }
 
 // Behind reports whether Throttle would block or fail.
-func (s *Store) Behind() bool {
-	s.qmu.Lock()
-	defer s.qmu.Unlock()
-	return s.phase == phaseEnded || s.stats.Pending >= s.cfg.MaxPending || s.stats.PendingBytes >= s.cfg.MaxPendingBytes
+func (s *Store) Behind() bool { return s.full.Load() || s.over.Load() != nil }
+
+// countLocked notes that n more commits of so many bytes are pending, or fewer.
+func (s *Store) countLocked(n, bytes int) {
+	s.stats.Pending += n
+	s.stats.PendingBytes += bytes
+	full := s.stats.Pending >= s.cfg.MaxPending || s.stats.PendingBytes >= s.cfg.MaxPendingBytes
+	if full != s.full.Load() {
+		s.full.Store(full)
+	}
 }
 
 // Throttle blocks while too much waits to be durable. It is called before a
@@ -250,7 +258,7 @@ func (s *Store) Throttle(ctx context.Context) error {
 			s.qmu.Unlock()
 			return err
 		}
-		if s.stats.Pending < s.cfg.MaxPending && s.stats.PendingBytes < s.cfg.MaxPendingBytes {
+		if !s.full.Load() {
 			s.qmu.Unlock()
 			return nil
 		}
@@ -321,8 +329,7 @@ func (s *Store) enqueue(c *commit) {
 	s.qmu.Lock()
 	defer s.qmu.Unlock()
 	s.queue = append(s.queue, c)
-	s.stats.Pending++
-	s.stats.PendingBytes += c.bytes
+	s.countLocked(1, c.bytes)
 	if s.phase != phaseEnded {
 		s.wake.Signal()
 	} else if !s.answering {
@@ -342,9 +349,10 @@ type group struct {
 // inside the engine if that dies.
 func (s *Store) commitLoop() {
 	defer close(s.stopped)
+	var spare []Commit
 	for {
-		commits := s.take()
-		if commits == nil || !s.write(commits) {
+		group := s.take()
+		if group == nil || !s.write(group, &spare) {
 			return
 		}
 	}
@@ -385,9 +393,9 @@ func (s *Store) take() []*commit {
 }
 
 // write makes a group durable and hands its answers over. It reports false if
-// the store has ended meanwhile: then answerLoop has taken the group.
-func (s *Store) write(group []*commit) bool {
-	commits := make([]Commit, 0, len(group))
+// the store has ended meanwhile: then answerLoop has taken the group. spare is memory.
+func (s *Store) write(group []*commit, spare *[]Commit) bool {
+	commits := (*spare)[:0]
 	for _, c := range group {
 		if c.doomed == nil {
 			commits = append(commits, c.Commit)
@@ -400,6 +408,9 @@ func (s *Store) write(group []*commit) bool {
 		answers = s.eng.Commit(commits)
 		took = time.Since(start)
 	}
+	n := len(commits)
+	clear(commits)
+	*spare = commits
 	err := s.eng.Err() // no gate opens on the word of a dead engine
 	s.qmu.Lock()
 	defer s.qmu.Unlock()
@@ -411,9 +422,9 @@ func (s *Store) write(group []*commit) bool {
 		return false
 	}
 	s.push(group, answers)
-	if len(commits) > 0 {
+	if n > 0 {
 		s.stats.Groups++
-		s.stats.MaxGroup = max(s.stats.MaxGroup, len(commits))
+		s.stats.MaxGroup = max(s.stats.MaxGroup, n)
 		s.stats.SyncTime += took
 		s.stats.MaxSyncTime = max(s.stats.MaxSyncTime, took)
 	}
@@ -509,6 +520,7 @@ func (s *Store) deliver(g group) {
 				idle = append(idle, c.e)
 			}
 		}
+		c.recycle()
 		switch answers[i] = err; {
 		case err == nil:
 			ok++
@@ -526,8 +538,7 @@ func (s *Store) deliver(g group) {
 	s.stats.Fenced += fenced
 	s.stats.Failed += failed
 	s.stats.Bytes += bytes
-	s.stats.Pending -= len(g.commits)
-	s.stats.PendingBytes -= pending
+	s.countLocked(-len(g.commits), -pending)
 	s.makeRoom()
 	s.qmu.Unlock()
 	for i, c := range g.commits {

@@ -193,6 +193,71 @@ func (s *Store) queued() int {
 	return len(s.queue)
 }
 
+// TestWhatWasWrittenLatelyIsAtHand: it is read without the engine, until there is too
+// much of it, and never after it was deleted.
+func TestWhatWasWrittenLatelyIsAtHand(t *testing.T) {
+	eng := &countingEngine{Engine: testPebble(t, vfs.NewMem())}
+	s := New(eng, Config{})
+	o := s.Object(ID{1}, "C", "n")
+	commit := func() {
+		t.Helper()
+		done := make(chan error)
+		if !o.Commit(func(err error) { done <- err }) {
+			t.Fatal("nothing was committed")
+		}
+		must(t, <-done)
+	}
+	value := strings.Repeat("v", 200)
+	for i := range 100 {
+		must(t, o.Put(fmt.Sprint(i), []byte(value)))
+		commit()
+		if v := get(t, o, fmt.Sprint(i)); v != value {
+			t.Fatalf("key %d = %q", i, v)
+		}
+	}
+	if n := eng.gets.Load(); n != 0 {
+		t.Errorf("the engine was asked %d times for what had just been written", n)
+	}
+	if n := o.e.cache.bytes; n <= 0 || n > maxCache {
+		t.Errorf("%d bytes are kept, of at most %d", n, maxCache)
+	}
+	if v := get(t, o, "0"); v != value || eng.gets.Load() != 1 {
+		t.Errorf("key 0 = %q after asking the engine %d times", v, eng.gets.Load())
+	}
+	must(t, o.Put("long", make([]byte, maxCached)))
+	commit()
+	if v := get(t, o, "long"); len(v) != maxCached || eng.gets.Load() != 2 {
+		t.Errorf("the long key has %d bytes after asking the engine %d times", len(v), eng.gets.Load())
+	}
+	if n, err := o.Delete("99"); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	commit()
+	if _, ok, err := o.Get("99"); ok || err != nil {
+		t.Errorf("a deleted key is there, %v", err)
+	}
+	must(t, o.DeleteAll())
+	commit()
+	for i := range 100 {
+		if _, ok, err := o.Get(fmt.Sprint(i)); ok || err != nil {
+			t.Fatalf("key %d is there after DeleteAll, %v", i, err)
+		}
+	}
+	o.Close()
+	must(t, s.Close())
+}
+
+// countingEngine counts reads of keys.
+type countingEngine struct {
+	Engine
+	gets atomic.Int64
+}
+
+func (e *countingEngine) Get(id ID, key string) ([]byte, bool, error) {
+	e.gets.Add(1)
+	return e.Engine.Get(id, key)
+}
+
 func TestALaterHandleReadsPendingCommits(t *testing.T) {
 	gate := &gatedEngine{testPebble(t, vfs.NewMem()), make(chan struct{})}
 	s := New(gate, Config{})
