@@ -17,9 +17,9 @@ const (
 // newTags checks and copies tags: duplicates are dropped, and no element may
 // follow the tenth distinct one (semantics 1.5, 1.6).
 func newTags(tags []string) (socket.Tags, error) {
-	var list []string
+	list := make([]string, 0, maxTags)
 	for _, tag := range tags {
-		if len(list) >= maxTags {
+		if len(list) == maxTags {
 			return socket.Tags{}, &LimitError{Limit: "tags of one WebSocket", Max: maxTags, Got: int64(len(tags))}
 		}
 		if len(tag) > maxTag {

@@ -11,11 +11,12 @@ const writevMax = 64
 // or broken by its peer it silently does not; after Close it is ErrClosed.
 func (s *Socket) Sendable() (bool, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.flags&sentClose != 0 {
+	flags := s.flags
+	s.mu.Unlock()
+	if flags&sentClose != 0 {
 		return false, ErrClosed
 	}
-	return s.flags&(lost|failed|cut) == 0, nil
+	return flags&(lost|failed|cut) == 0, nil
 }
 
 // StartClose marks s as closed from this side and reports whether a Close frame
@@ -80,8 +81,9 @@ func (s *Socket) directLocked(f Frame) {
 // follows a Close frame, and nothing goes to a connection that is gone.
 func (s *Socket) Queue(f Frame) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.queueLocked(f)
+	flush := s.queueLocked(f)
+	s.mu.Unlock()
+	return flush
 }
 
 func (s *Socket) queueLocked(f Frame) (flush bool) {

@@ -129,7 +129,7 @@ type Socket struct {
 
 	mu    sync.Mutex // guards the following
 	busy  *busy      // nil at rest
-	marks *marks     // nil: none
+	marks marks      // replaced whole
 	flags flags
 
 	closeCode uint16      // of the peer's Close, for an answer that had to be given later
@@ -137,12 +137,6 @@ type Socket struct {
 	listed    bool        // in the owner's List; guarded by the owner's lock
 	keeps     bool        // dec is not at rest, and keep knows of it; owned like dec
 	window    wire.Window // immutable
-}
-
-// marks are what the object has written on a socket.
-type marks struct {
-	tags       Tags   // immutable
-	attachment string // replaced whole
 }
 
 type flags uint32
@@ -186,13 +180,16 @@ type busy struct {
 	x         *extra              // nil for most
 }
 
-// New returns a socket that is not connected yet: what is sent waits for Open.
+// New returns a socket that is not connected yet: what is sent waits for Open. It
+// keeps a copy of the attachment; nil is none.
 func New(owner Owner, tags Tags, attachment []byte, window wire.Window) *Socket {
 	s := &Socket{owner: owner, window: window}
-	if tags != (Tags{}) {
-		s.marks = &marks{tags: owner.Config().Recent.share(tags)}
+	if attachment == nil {
+		s.marks = owner.Config().Recent.share(tags)
+	} else {
+		s.marks = newMarks(tags, attachment)
+		s.flags = attached
 	}
-	s.setAttachmentLocked(attachment)
 	return s
 }
 
@@ -202,10 +199,7 @@ func (s *Socket) cfg() *Config { return s.owner.Config() }
 func (s *Socket) Tags() Tags {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.marks == nil {
-		return Tags{}
-	}
-	return s.marks.tags
+	return s.marks.tags()
 }
 
 // Window is what was negotiated of compression.
@@ -296,32 +290,20 @@ func (s *Socket) attachmentLocked() (b []byte, ok bool) {
 	if s.flags&attached == 0 {
 		return nil, false
 	}
-	return []byte(s.marks.attachment), true
+	return []byte(s.marks.attachment()), true
 }
 
-// SetAttachment replaces the attachment by a copy of b, and returns the one before.
-// A nil b is "never set".
+// SetAttachment replaces the attachment by a copy of b, and returns one of the one
+// before. A nil b is "never set".
 func (s *Socket) SetAttachment(b []byte) (before []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before, _ = s.attachmentLocked()
-	s.setAttachmentLocked(b)
-	return before
-}
-
-func (s *Socket) setAttachmentLocked(b []byte) {
-	if b == nil {
+	s.marks = newMarks(s.marks.tags(), b)
+	if s.flags |= attached; b == nil {
 		s.flags &^= attached
-		if s.marks != nil {
-			s.marks.attachment = ""
-		}
-		return
 	}
-	s.flags |= attached
-	if s.marks == nil {
-		s.marks = new(marks)
-	}
-	s.marks.attachment = string(b)
+	return before
 }
 
 // Answered is the time of the last auto-response, zero if there was none.

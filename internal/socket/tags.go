@@ -1,8 +1,8 @@
 package socket
 
 import (
-	"encoding/binary"
 	"hash/maphash"
+	"strings"
 	"sync"
 )
 
@@ -16,12 +16,14 @@ func NewTags(list []string) Tags {
 	for _, tag := range list {
 		size += 2 + len(tag)
 	}
-	b := make([]byte, 0, size)
+	var b strings.Builder
+	b.Grow(size)
 	for _, tag := range list {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(tag)))
-		b = append(b, tag...)
+		b.WriteByte(byte(len(tag) >> 8))
+		b.WriteByte(byte(len(tag)))
+		b.WriteString(tag)
 	}
-	return Tags{string(b)}
+	return Tags{b.String()}
 }
 
 // next splits the first tag off. ok is false if there is none.
@@ -66,25 +68,24 @@ func (t Tags) has(want string) bool {
 type RecentTags struct {
 	mu    sync.Mutex // guards the following
 	seed  maphash.Seed
-	lists []string
+	lists []marks // with no attachment
 }
 
 const recentTags = 1024 // at most 2.6 MiB
 
-// share is t, in the memory of an equal list if one is remembered.
-func (r *RecentTags) share(t Tags) Tags {
-	if r == nil {
-		return t
+// share is t without an attachment, in the memory of an equal list if one is remembered.
+func (r *RecentTags) share(t Tags) marks {
+	if r == nil || t == (Tags{}) {
+		return newMarks(t, nil)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.lists == nil {
-		r.seed, r.lists = maphash.MakeSeed(), make([]string, recentTags)
+		r.seed, r.lists = maphash.MakeSeed(), make([]marks, recentTags)
 	}
 	known := &r.lists[maphash.String(r.seed, t.list)%recentTags]
-	if *known == t.list {
-		return Tags{*known}
+	if known.tags() != t {
+		*known = newMarks(t, nil)
 	}
-	*known = t.list
-	return t
+	return *known
 }
