@@ -5,6 +5,8 @@ import "github.com/hibernate-go/hibernate/internal/socket"
 // Drained queues the event that what waited for the peer of s is gone. It wakes
 // the object like any other. At most one of a socket is under way.
 func (o *Object) Drained(s *socket.Socket) {
+	o.class.reg.lives.add() // as in Serve
+	defer o.class.reg.lives.done()
 	if !o.class.Behavior.HandlesSocket(socket.Drain) || o.class.reg.closing.Load() {
 		s.Drained()
 		return

@@ -636,6 +636,8 @@ func (o *Object) Deliver(s *socket.Socket, e socket.Event) bool {
 		return false
 	}
 	w := newEvent(o.count(e.Kind), s, e)
+	o.class.reg.lives.add() // as in Serve
+	defer o.class.reg.lives.done()
 	if o.class.reg.closing.Load() {
 		return true // unanswered; the farewell comes
 	}

@@ -241,6 +241,8 @@ func (r *Registry) each(f func(*Object)) {
 // it if there is none. name may be empty if it is not known. w.Done tells the
 // outcome, unless Post returns an error.
 func (r *Registry) Post(c *Class, id store.ID, name string, w *Work) error {
+	r.lives.add() // as in Serve
+	defer r.lives.done()
 	for {
 		if r.closing.Load() {
 			return ErrShutdown
