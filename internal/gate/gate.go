@@ -88,15 +88,16 @@ func (g *Gate[T]) Append(outs ...T) {
 // then the caller must let outs go and call PassedThrough, and nobody overtakes them.
 func (g *Gate[T]) TakeThrough(outs []T) bool {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.held) == 0 && !g.draining && g.durable >= g.awaited && g.err == nil {
+	through := len(g.held) == 0 && !g.draining && g.durable >= g.awaited && g.err == nil
+	if through {
 		g.draining = true
-		return true
+	} else {
+		for i := range outs {
+			g.held = append(g.held, held[T]{g.awaited, outs[i]})
+		}
 	}
-	for _, out := range outs {
-		g.held = append(g.held, held[T]{g.awaited, out})
-	}
-	return false
+	g.mu.Unlock()
+	return through
 }
 
 // PassedThrough ends what TakeThrough has allowed.
@@ -164,7 +165,7 @@ func (g *Gate[T]) Quiet() bool {
 
 // drainLocked releases what may leave and unlocks.
 func (g *Gate[T]) drainLocked() {
-	if g.draining {
+	if g.draining || len(g.held) == 0 {
 		g.mu.Unlock()
 		return
 	}

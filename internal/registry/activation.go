@@ -110,14 +110,14 @@ func (o *Object) takeBack(undo []undone) {
 
 // begin makes t the current turn of its activation.
 func (a *Activation) begin(t *Turn) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.ended != nil {
-		return a.ended
-	}
 	t.began = a.obj.class.reg.watch.now.Load()
-	a.current = t
-	return nil
+	a.mu.Lock()
+	ended := a.ended
+	if ended == nil {
+		a.current = t
+	}
+	a.mu.Unlock()
+	return ended
 }
 
 // construct makes a new instance, in a turn of its own. If that fails the object

@@ -47,20 +47,20 @@ const wakeBurst = 8
 // waits. a is nil if an instance has to be constructed, for which there is a slot.
 func (o *Object) take(me *runner, s *socket.Socket) (a *Activation, ok bool) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if !socket.Listed(s) || o.class.reg.closing.Load() {
-		return nil, false
+	if ok = socket.Listed(s) && !o.class.reg.closing.Load(); ok {
+		o.bringLocked()
+		ok = o.runner == nil && o.mail.first == nil
 	}
-	o.bringLocked()
-	if o.runner != nil || o.mail.first != nil {
-		return nil, false
+	if ok && o.act == nil {
+		// Many that wake at once are woken side by side.
+		ok = me.worker.Waiting < wakeBurst && o.class.reg.tryTake()
 	}
-	// Many that wake at once are woken side by side.
-	if o.act == nil && (me.worker.Waiting >= wakeBurst || !o.class.reg.tryTake()) {
-		return nil, false
+	if ok {
+		a = o.act
+		o.runner, me.slot = me, a == nil
 	}
-	o.runner, me.slot = me, o.act == nil
-	return o.act, true
+	o.mu.Unlock()
+	return a, ok
 }
 
 // count counts an event of a socket.

@@ -12,8 +12,9 @@ import (
 // Send queues a frame of the current stretch for s.
 func (t *Turn) Send(s *socket.Socket, f socket.Frame) error {
 	t.act.mu.Lock()
-	defer t.act.mu.Unlock()
-	return t.sendLocked(s, f)
+	err := t.sendLocked(s, f)
+	t.act.mu.Unlock()
+	return err
 }
 
 func (t *Turn) sendLocked(s *socket.Socket, f socket.Frame) error {
@@ -48,14 +49,14 @@ func (a *Activation) holdLocked(n int64) error {
 func (t *Turn) SendMessage(s *socket.Socket, kind wire.Kind, payload []byte) error {
 	a := t.act
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	from := len(a.buf)
 	a.buf = wire.AppendFrame(a.buf, kind, payload)
-	if err := t.sendLocked(s, socket.Frame{Bytes: a.buf[from:len(a.buf):len(a.buf)]}); err != nil {
+	err := t.sendLocked(s, socket.Frame{Bytes: a.buf[from:len(a.buf):len(a.buf)]})
+	if err != nil {
 		a.buf = a.buf[:from]
-		return err
 	}
-	return nil
+	a.mu.Unlock()
+	return err
 }
 
 // SendAll queues a shared frame of the current stretch for many sockets.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 var (
@@ -116,6 +117,8 @@ type Object struct {
 	class string
 
 	// Guarded by e.mu.
+	touched atomic.Bool // something may have been written since the last Commit or Undo
+
 	name   string // "" until known; the next commit writes it where the header has none
 	bound  bool   // seq is set
 	closed bool   // Close was called
@@ -398,6 +401,7 @@ func (o *Object) set(key string, value []byte) error {
 	if n > o.s.limits.Commit {
 		return &CommitSizeError{o.s.limits.Commit, n}
 	}
+	o.touched.Store(true)
 	if l := o.top(); l.writes == nil {
 		l.writes = spareWrites.Get().(map[string][]byte)
 	}
@@ -469,6 +473,7 @@ func (o *Object) DeleteAll() error {
 	if len(o.saves) > 0 {
 		return ErrSavepoint
 	}
+	o.touched.Store(true)
 	o.base = layer{clear: true, alarm: &Alarm{}}
 	return nil
 }
@@ -503,6 +508,7 @@ func (o *Object) SetAlarm(a Alarm) error {
 		return err
 	}
 	defer o.e.mu.Unlock()
+	o.touched.Store(true)
 	o.top().alarm = &a
 	return nil
 }
@@ -553,6 +559,9 @@ func (o *Object) Rollback(depth int) {
 
 // Dirty reports whether there is something to commit.
 func (o *Object) Dirty() bool {
+	if !o.touched.Load() {
+		return false
+	}
 	o.e.mu.Lock()
 	defer o.e.mu.Unlock()
 	if o.base.dirty() {
@@ -571,6 +580,7 @@ func (o *Object) Undo() {
 	o.e.mu.Lock()
 	defer o.e.mu.Unlock()
 	o.base, o.saves = layer{}, nil
+	o.touched.Store(false)
 }
 
 // Commit hands the write set to the committer and returns at once. done, which
@@ -606,6 +616,7 @@ func (o *Object) Commit(done func(error)) bool {
 		done:  done,
 	}
 	o.base = layer{}
+	o.touched.Store(false)
 	switch {
 	case e.poison != nil:
 		c.doomed = e.poison
