@@ -390,7 +390,6 @@ func (l *loop) serve(w *Worker, c *Conn, events uint32) bool {
 	}
 	w.conn = c
 	w.token.Add(tokenCall)
-	w.Serial++
 	w.Waiting = len(l.ready) - l.next
 	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && c.takeWantOut() {
 		c.h.Writable()

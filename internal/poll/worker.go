@@ -17,8 +17,6 @@ import (
 type Worker struct {
 	// Local is the handlers' own, to recognise the goroutine by. It belongs to that goroutine.
 	Local any
-	// Serial numbers the callbacks of the worker. It belongs to its goroutine too.
-	Serial uint64
 	// Waiting is how many connections wait for the callback to end, at its beginning. It belongs to its goroutine too.
 	Waiting int
 

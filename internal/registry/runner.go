@@ -2,7 +2,6 @@ package registry
 
 import (
 	"sync"
-	"time"
 
 	"github.com/hibernate-go/hibernate/internal/poll"
 )
@@ -10,16 +9,15 @@ import (
 // A runner is a goroutine that may have the right to run an object's turns. Its
 // address is its identity: a reset takes the right away by forgetting it.
 type runner struct {
-	reg      *Registry
-	obj      *Object       // to run next; set by start before the goroutine begins or is woken
-	wake     chan struct{} // ends the wait in park: obj has work, or is nil and the goroutine is to end
-	resumed  chan struct{} // the right is handed back to a handler after its Await; made under the object's lock
-	parked   bool          // owned like obj: the goroutine exists and waits
-	slot     bool          // it may construct; owned by whoever started it
-	next     *runner       // in runners.idle
-	now      time.Time     // of the worker's callback with this number; owned by the goroutine
-	callback uint64
-	worker   *poll.Worker // immutable; whose goroutine it is, and connections may wait for; nil: nobody does
+	reg     *Registry
+	obj     *Object       // to run next; set by start before the goroutine begins or is woken
+	wake    chan struct{} // ends the wait in park: obj has work, or is nil and the goroutine is to end
+	resumed chan struct{} // the right is handed back to a handler after its Await; made under the object's lock
+	parked  bool          // owned like obj: the goroutine exists and waits
+	slot    bool          // it may construct; owned by whoever started it
+	next    *runner       // in runners.idle
+	held    *Object       // whose right Serve has; owned by the goroutine
+	worker  *poll.Worker  // immutable; whose goroutine it is, and connections may wait for; nil: nobody does
 }
 
 // maxIdleRunners is how many goroutines wait for work, for good. Their stacks have

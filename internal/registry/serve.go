@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"time"
-
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/socket"
 )
@@ -11,9 +9,11 @@ import (
 // has nothing else to do: no mailbox, no second goroutine, no copy of the message.
 // Should the handler take long, the poller goes on without that goroutine; a class
 // that makes it do so is served by runners for a while.
+//
+// The right to run turns is kept from one event of a read to the next.
 func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served, kept bool) {
 	reg := o.class.reg
-	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) || !o.class.pace.Inline() {
+	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || !o.class.Behavior.HandlesSocket(e.Kind) {
 		return false, false
 	}
 	me, ok := w.Local.(*runner)
@@ -21,14 +21,29 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 		me = &runner{reg: reg, worker: w}
 		w.Local = me
 	}
-	reg.lives.add() // before the look at closing: who stops it waits for the lives
-	a, ok := o.take(me, s)
-	if !ok {
-		reg.lives.done()
+	if !o.class.pace.Inline() {
+		me.letGo()
 		return false, false
 	}
-	reg.busy.Add(1)
-	defer o.yield(me, e.More) // also after a Goexit
+	if me.held == nil {
+		reg.lives.add() // before the look at closing: who stops it waits for the lives
+		reg.busy.Add(1)
+	}
+	a, ok := o.take(me, s)
+	if !ok {
+		if me.held == nil {
+			reg.busy.Add(-1)
+			reg.lives.done()
+		}
+		me.letGo()
+		return false, false
+	}
+	me.held = o
+	defer func() { // also after a Goexit
+		if !kept || !e.More || !w.Attached() {
+			me.letGo()
+		}
+	}()
 	cause := o.count(e.Kind)
 	if a == nil {
 		if a = o.construct(me, newEvent(cause, s, e)); a == nil {
@@ -40,24 +55,42 @@ func (o *Object) Serve(w *poll.Worker, s *socket.Socket, e socket.Event) (served
 	return true, t.kept
 }
 
+// Served gives back the right that Serve has kept.
+func (o *Object) Served(w *poll.Worker) {
+	if w == nil {
+		return
+	}
+	if me, ok := w.Local.(*runner); ok {
+		me.letGo()
+	}
+}
+
+// letGo gives back the right that Serve has taken, if it has.
+func (r *runner) letGo() {
+	if o := r.held; o != nil {
+		r.held = nil
+		o.yield(r)
+	}
+}
+
 // wakeBurst is how many connections wait for the loop when it leaves constructing to runners.
 const wakeBurst = 8
 
-// take takes the right to run turns, for an event of s, if nobody has it and nothing
+// take takes the right to run turns, for an event of s, if nobody else has it and nothing
 // waits. a is nil if an instance has to be constructed, for which there is a slot.
 func (o *Object) take(me *runner, s *socket.Socket) (a *Activation, ok bool) {
 	o.mu.Lock()
 	if ok = socket.Listed(s) && !o.class.reg.closing.Load(); ok {
 		o.bringLocked()
-		ok = o.runner == nil && o.mail.first == nil
+		ok = o.mail.first == nil && (o.runner == nil && me.held == nil || o.runner == me)
 	}
 	if ok && o.act == nil {
 		// Many that wake at once are woken side by side.
 		ok = me.worker.Waiting < wakeBurst && o.class.reg.tryTake()
+		me.slot = ok
 	}
 	if ok {
-		a = o.act
-		o.runner, me.slot = me, a == nil
+		a, o.runner = o.act, me
 	}
 	o.mu.Unlock()
 	return a, ok
@@ -94,14 +127,14 @@ func (o *Object) runHere(a *Activation, w *Work) bool {
 	o.runner = me
 	o.mu.Unlock()
 	reg.busy.Add(1)
-	defer o.yield(me, false) // also after a Goexit
+	defer o.yield(me) // also after a Goexit
 	o.turn(me, a, w)
 	return true
 }
 
-// yield gives back the right that Serve or runHere has taken, to a runner if there is work.
-func (o *Object) yield(me *runner, more bool) {
-	now := me.time(more)
+// yield gives back the right to run turns, to a runner if there is work.
+func (o *Object) yield(me *runner) {
+	now := o.class.reg.cfg.Clock.Now()
 	o.mu.Lock()
 	o.bringLocked()
 	if o.runner != me {
@@ -115,16 +148,4 @@ func (o *Object) yield(me *runner, more bool) {
 	}
 	o.class.reg.busy.Add(-1)
 	o.class.reg.lives.done()
-}
-
-// time is the time of the runtime's clock. Events behind which more was read may have
-// that of the first of their callback: a look at the clock is a twentieth of a turn.
-func (r *runner) time(more bool) time.Time {
-	if r.worker == nil {
-		return r.reg.cfg.Clock.Now()
-	}
-	if serial := r.worker.Serial; !more || r.callback != serial || r.now.IsZero() {
-		r.now, r.callback = r.reg.cfg.Clock.Now(), serial
-	}
-	return r.now
 }

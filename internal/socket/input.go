@@ -38,7 +38,9 @@ func (s *Socket) Input(w *poll.Worker, p []byte) (more bool) {
 	if stop {
 		return true // nothing counts behind a Close or a violation
 	}
-	return s.decode(w, p, false)
+	more = s.decode(w, p, false)
+	s.owner.Served(w)
+	return more
 }
 
 // decode takes items out of p until an event is delivered, and reports whether

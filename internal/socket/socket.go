@@ -85,6 +85,9 @@ type Owner interface {
 	// call PassOn and Handled meanwhile; otherwise they must not be called. Unless
 	// it did, the event was kept.
 	Serve(w *poll.Worker, s *Socket, e Event) (served, kept bool)
+	// Served is called on w's goroutine when all that was read is decoded: what Serve
+	// has kept for an event behind one with More is not needed any more.
+	Served(w *poll.Worker)
 	// Deliver takes an event of s that was not served. No other follows, and nothing more is
 	// decoded, before Handled is called. False says that the event is of no
 	// interest and has been dropped; Handled must then not be called.

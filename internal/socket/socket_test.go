@@ -38,6 +38,7 @@ type owner struct {
 func (o *owner) Config() *Config { return o.cfg }
 
 func (o *owner) Serve(*poll.Worker, *Socket, Event) (bool, bool) { return false, false }
+func (o *owner) Served(*poll.Worker)                             {}
 
 func (o *owner) Deliver(s *Socket, e Event) bool { o.events <- e; return true }
 
