@@ -3,11 +3,11 @@
 package poll
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,14 +33,15 @@ type platform struct {
 
 // A loop waits for the events of its connections and makes their callbacks.
 //
-// Its goroutine sleeps in Go's own poller, which watches the epoll descriptor as it would watch a socket, and fetches events with
-// epoll_waits of timeout 0. Sleeping in epoll_wait itself takes a thread away together with its processor, and the
-// scheduler notices late: an echo over one connection then cost three times as much.
+// Its goroutine sleeps in epoll_wait, with a thread and, until the scheduler notices, a processor of its own. Where there is
+// only one processor, everything else would wait for that: there the goroutine sleeps in Go's own poller, which watches
+// the epoll descriptor as it would watch a socket, but wakes a second thread each time, and an echo costs a sixth more.
 type loop struct {
 	p    *Poller
-	file *os.File // the epoll descriptor, in Go's poller
+	epfd int      // open until the loop is over
+	bell int      // an eventfd, to end the wait
+	file *os.File // owns epfd if Go's poller has it, like raw; else nil
 	raw  syscall.RawConn
-	epfd int    // file's; open as long as a connection is attached
 	self driver // this loop, for Conn.on to point at
 
 	waits, events, controls atomic.Uint64
@@ -75,7 +76,7 @@ func (p *Poller) start(n int) error {
 		l.self = l
 		if err := l.open(); err != nil {
 			for _, l := range p.loops {
-				l.file.Close()
+				l.shut()
 			}
 			return fmt.Errorf("poll: start loop: %w", err)
 		}
@@ -95,30 +96,52 @@ func (l *loop) open() (err error) {
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	if err := unix.SetNonblock(l.epfd, true); err != nil { // what os.NewFile tells a pollable descriptor by
+	if l.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		unix.Close(l.epfd)
-		return os.NewSyscallError("fcntl", err)
+		return os.NewSyscallError("eventfd", err)
 	}
-	l.file = os.NewFile(uintptr(l.epfd), "epoll")
-	err = l.file.SetDeadline(time.Time{}) // an error if Go's poller does not have it
-	if err == nil {
-		l.raw, err = l.file.SyscallConn()
+	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, l.bell, &unix.EpollEvent{Events: unix.EPOLLIN}))
+	if err == nil && runtime.GOMAXPROCS(0) == 1 {
+		err = l.share()
 	}
 	if err != nil {
-		l.file.Close()
+		l.shut()
 	}
 	return err
 }
 
+// share has Go's poller watch the epoll descriptor.
+func (l *loop) share() (err error) {
+	if err := unix.SetNonblock(l.epfd, true); err != nil { // what os.NewFile tells a pollable descriptor by
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.epfd), "epoll")
+	if err := l.file.SetDeadline(time.Time{}); err != nil { // Go's poller does not have it
+		return err
+	}
+	l.raw, err = l.file.SyscallConn()
+	return err
+}
+
+// shut closes the descriptors of a loop that does not run.
+func (l *loop) shut() {
+	if l.file != nil {
+		_ = l.file.Close() // nothing was written to it
+	} else {
+		_ = unix.Close(l.epfd)
+	}
+	_ = unix.Close(l.bell)
+}
+
 // stop ends the loops. Nothing is attached any more, so nobody uses their descriptors.
-func (p *Poller) stop() error {
-	var errs []error
+func (p *Poller) stop() {
 	for _, l := range p.loops {
 		l.stopped.Store(true)
-		errs = append(errs, l.file.Close()) // ends its wait
+		if _, err := unix.Write(l.bell, []byte{7: 1}); err != nil {
+			panic(fmt.Sprintf("poll: BUG: write to an eventfd: %v", err))
+		}
 	}
 	p.running.Wait()
-	return errors.Join(errs...)
 }
 
 func (p *Poller) count(s *Stats) {
@@ -273,9 +296,10 @@ func (l *loop) run(w *Worker) {
 		}
 		l.ready, l.next = l.ready[:0], 0
 		l.resting.Store(true)
-		err := l.raw.Read(fetch)
+		err := l.wait(fetch)
 		l.resting.Store(false)
 		if l.stopped.Load() {
+			l.shut()
 			close(l.ended)
 			l.p.running.Done()
 			return
@@ -355,10 +379,27 @@ func (l *loop) watch() {
 	}
 }
 
+// wait waits until there is something to do.
+func (l *loop) wait(fetch func(uintptr) bool) error {
+	if l.raw != nil {
+		return l.raw.Read(fetch)
+	}
+	if fetch(uintptr(l.epfd)) {
+		return nil
+	}
+	runtime.Gosched() // what the callbacks have started would wait for this processor
+	for {
+		l.n, l.waitErr = epollWait(uintptr(l.epfd), l.fetched, -1)
+		if l.waitErr != unix.EINTR {
+			return nil
+		}
+	}
+}
+
 // fetch asks for events without waiting. It reports whether there is something to do; if not, the caller sleeps.
 func (l *loop) fetch(fd uintptr) (done bool) {
 	for {
-		l.n, l.waitErr = epollWait(fd, l.fetched)
+		l.n, l.waitErr = epollWait(fd, l.fetched, 0)
 		if l.waitErr != unix.EINTR {
 			return l.n > 0 || l.waitErr != 0 || len(l.more) > 0
 		}

@@ -145,7 +145,8 @@ func (p *Poller) Close() error {
 		c.Close()
 	}
 	p.active.Wait()
-	return p.stop()
+	p.stop()
+	return nil
 }
 
 // Len tells how many connections are attached.

@@ -130,18 +130,23 @@ func everyForm(t *testing.T, o Options, f func(w *world)) {
 		network    string
 		goroutines bool
 		loops      int
+		processors int // that a new poller sees
 	}{
-		{"system/tcp", "tcp", false, 1},
-		{"system/unix", "unix", false, 1},
-		{"system/loops=3", "tcp", false, 3},
-		{"goroutines/tcp", "tcp", true, 0},
-		{"goroutines/unix", "unix", true, 0},
+		{"system/tcp", "tcp", false, 1, 2},
+		{"system/unix", "unix", false, 1, 2},
+		{"system/loops=3", "tcp", false, 3, 2},
+		{"system/processors=1", "tcp", false, 1, 1},
+		{"goroutines/tcp", "tcp", true, 0, 2},
+		{"goroutines/unix", "unix", true, 0, 2},
 	} {
 		t.Run(form.name, func(t *testing.T) {
 			o := o
 			o.Goroutines, o.Loops = form.goroutines, form.loops
 			pair := pairs(t, form.network)
-			f(&world{t, newPoller(t, o), pair})
+			before := runtime.GOMAXPROCS(form.processors)
+			p := newPoller(t, o)
+			runtime.GOMAXPROCS(before)
+			f(&world{t, p, pair})
 		})
 	}
 }

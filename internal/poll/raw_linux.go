@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The descriptors do not block, and the wait has no timeout. So the scheduler need not hear of these calls: telling it
-// costs a tenth of a short one, and it takes the processor away from a goroutine that seems to be away for long.
+// The descriptors do not block. So the scheduler need not hear of these calls: telling it costs a tenth of a short one, and
+// it takes the processor away from a goroutine that seems to be away for long.
 
 // maxRaw is the size of a write that is worth telling.
 const maxRaw = 32 << 10
@@ -29,8 +29,17 @@ func write(fd int32, p []byte) (n int, err unix.Errno) {
 	return int(r), err
 }
 
-// epollWait fetches events that are there.
-func epollWait(epfd uintptr, events []unix.EpollEvent) (int, unix.Errno) {
-	n, _, err := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, epfd, uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
-	return int(n), err
+// epollWait fetches events that are there, or come within timeout milliseconds; -1 is for ever. The scheduler hears of a wait.
+func epollWait(epfd uintptr, events []unix.EpollEvent, timeout int) (int, unix.Errno) {
+	var n uintptr
+	var err unix.Errno
+	if timeout == 0 {
+		n, _, err = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, epfd, uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+	} else {
+		n, _, err = unix.Syscall6(unix.SYS_EPOLL_PWAIT, epfd, uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout), 0, 0)
+	}
+	if err != 0 {
+		return 0, err
+	}
+	return int(n), 0
 }
