@@ -484,7 +484,7 @@ func TestDoThatExitsItsGoroutine(t *testing.T) {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		state.Do(t.Context(), func(ctx context.Context) error {
+		_ = state.Do(t.Context(), func(ctx context.Context) error {
 			if err := state.Storage().PutBytes(ctx, "k", []byte("v")); err != nil {
 				t.Error(err)
 			}
