@@ -520,7 +520,9 @@ func (s *Store) deliver(g group) {
 				idle = append(idle, c.e)
 			}
 		}
-		c.recycle()
+		if g.err == nil { // else the engine may still read it
+			c.recycle()
+		}
 		switch answers[i] = err; {
 		case err == nil:
 			ok++
