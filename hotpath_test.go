@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -498,5 +499,28 @@ func TestDoThatExitsItsGoroutine(t *testing.T) {
 			t.Errorf("the write is there: %v, %v", ok, err)
 		}
 		return nil
+	})
+}
+
+// TestDoLeavesTheCallersLabels: a profile goes on to say whose goroutine it is.
+func TestDoLeavesTheCallersLabels(t *testing.T) {
+	r := newRig(t, "", &hibernate.Options{ProfileLabels: true})
+	r.act(&script{}, nil)
+	var state *hibernate.State
+	r.must("a", func(ctx context.Context, a *actor) error {
+		state = a.state
+		return nil
+	})
+	pprof.Do(t.Context(), pprof.Labels("owner", "caller of Do"), func(ctx context.Context) {
+		if err := state.Do(ctx, func(context.Context) error { return nil }); err != nil {
+			t.Error(err)
+		}
+		var profile bytes.Buffer
+		if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(profile.String(), `"owner":"caller of Do"`) {
+			t.Error("the caller's labels are gone")
+		}
 	})
 }

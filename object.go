@@ -506,7 +506,7 @@ func (s *State) BlockConcurrencyWhile(ctx context.Context, f func(ctx context.Co
 
 // Do runs f as a turn of this instance and waits for it, for goroutines of the
 // object's own: WaitUntil work, or one that a handler has started. It blocks until f
-// has returned; if the object has nothing else to do, f runs on the caller's
+// has returned; if the object has nothing else to do, f may run on the caller's
 // goroutine. ctx bounds the wait for the turn, not f. It returns f's error,
 // [ErrReentrant] when called in a turn, [ErrReset] when the instance is gone, and a
 // *LimitError if more than [Limits].Waiting wait for the object.

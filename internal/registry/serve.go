@@ -110,10 +110,11 @@ func (o *Object) count(k socket.EventKind) Cause {
 }
 
 // runHere runs w in a turn of a on the caller's goroutine, and reports false if the
-// object has something else to do.
+// object has something else to do. The caller's goroutine keeps the labels that its
+// owner has given it, so a turn with labels is not run there.
 func (o *Object) runHere(a *Activation, w *Work) bool {
 	reg := o.class.reg
-	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil {
+	if reg.cfg.EvictEveryTurn || reg.cfg.Probe != nil || o.class.labels != nil {
 		return false
 	}
 	reg.lives.add()
