@@ -116,8 +116,8 @@ const (
 	// Nobody is told; each time counts in [Stats].Refused.
 	SlowReaderDropOldest
 	// SlowReaderError makes Send return a *LimitError, and nothing is sent. What a
-	// turn has sent before the queue was full may still join it; a peer for which
-	// twice the limit waits is closed as by SlowReaderClose.
+	// turn has sent before the queue was full may still join it, up to twice the
+	// limit; a peer for which more waits is closed as by SlowReaderClose.
 	SlowReaderError
 )
 

@@ -161,15 +161,21 @@ func (s *Socket) makeRoomLocked(b *busy, n int) bool {
 }
 
 // Room is an error if n more bytes are too much for the queue and the class wants
-// to be told.
+// to be told. While somebody writes, and nobody knows what the system still takes,
+// that is what Emit would close the peer for.
 func (s *Socket) Room(n int) error {
 	if s.cfg().SlowReader != SlowError {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b := s.busy; b != nil && b.full && s.tooMuchLocked(b, n) {
-		return s.cfg().Refused.Refuse(limit.SendQueue, s.cfg().SendQueue, b.outSize+int64(n))
+	b := s.busy
+	if b == nil || !s.tooMuchLocked(b, n) {
+		return nil
+	}
+	size, most := b.outSize+int64(n), s.cfg().SendQueue
+	if b.full || s.flags&writing != 0 && size > 2*most {
+		return s.cfg().Refused.Refuse(limit.SendQueue, most, size)
 	}
 	return nil
 }

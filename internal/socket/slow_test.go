@@ -9,6 +9,7 @@ import (
 
 	"github.com/gobwas/ws"
 
+	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/limit"
 	"github.com/hibernate-go/hibernate/internal/poll"
 	"github.com/hibernate-go/hibernate/internal/wire"
@@ -159,6 +160,25 @@ func TestSlowPeerIsAnError(t *testing.T) {
 	}
 	if !errors.Is(err, ErrClosed) {
 		t.Errorf("twice the limit waits, and sending is %v", err)
+	}
+}
+
+// TestRoomIsRefusedWhileSomebodyWrites, once Emit would close the peer: whoever asks is told.
+func TestRoomIsRefusedWhileSomebodyWrites(t *testing.T) {
+	timers := alarm.NewTimers(alarm.NewFake(time.Unix(1e9, 0)))
+	defer timers.Stop()
+	s := New(&owner{cfg: &Config{SendQueue: 1 << 20, SlowReader: SlowError, Timers: timers}}, Tags{}, nil, 0)
+	s.flags |= opened | writing
+	for n := 0; s.Room(chunk) == nil; n++ {
+		if s.Emit(numbered(n)); n == 20 {
+			break
+		}
+	}
+	if got := s.Buffered(); got <= 1<<20 || got > 2<<20 {
+		t.Errorf("%d bytes wait when room is refused, want more than 1 MiB and not more than 2", got)
+	}
+	if ok, err := s.Sendable(); !ok {
+		t.Errorf("a peer for which there was room was closed: %v", err)
 	}
 }
 
