@@ -223,7 +223,7 @@ func TestClosingInAStormLeavesNothing(t *testing.T) {
 					req := []string{upgrade("/a"), "GET / HTTP/1.1\nHost: x\n\n", "GET /"}[(i+k)%3]
 					io.WriteString(conn, strings.ReplaceAll(req, "\n", "\r\n"))
 					if (i+k)%3 == 0 {
-						conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+						conn.SetReadDeadline(time.Now().Add(patience))
 						if _, err := conn.Read(make([]byte, 12)); err != nil {
 							return
 						}
@@ -247,7 +247,7 @@ func TestClosingInAStormLeavesNothing(t *testing.T) {
 		storm.Wait()
 		srv.Close()
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for openDescriptors(t) > descriptors && time.Now().Before(deadline) {
 		runtime.Gosched()
 	}

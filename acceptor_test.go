@@ -227,7 +227,7 @@ func TestRefusalsAreNetHTTPs(t *testing.T) {
 			}
 			c := d.raw(tt.req)
 			if tt.status == 0 {
-				c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				c.conn.SetReadDeadline(time.Now().Add(patience))
 				if b, err := io.ReadAll(c.br); len(b) > 0 || err != nil {
 					t.Fatalf("answered %q, %v", b, err)
 				}
@@ -349,7 +349,7 @@ func TestWhatIsNotClaimedKeepsItsBytes(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer nc.Close()
-					nc.SetDeadline(time.Now().Add(10 * time.Second))
+					nc.SetDeadline(time.Now().Add(patience))
 					got, err := io.ReadAll(nc)
 					if err != nil || string(got) != bytes {
 						t.Fatalf("read %d bytes %.100q, %v; want %d %.100q", len(got), got, err, len(bytes), bytes)
@@ -547,7 +547,7 @@ func TestOtherListenersPassThrough(t *testing.T) {
 // ended fails unless the connection ends without an answer.
 func (c *client) ended() {
 	c.t.Helper()
-	c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	var ne net.Error
 	b, err := io.ReadAll(c.br) // a reset if something was unread
 	if len(b) > 0 || errors.As(err, &ne) && ne.Timeout() {

@@ -109,14 +109,14 @@ func (c *churn) visits(t *testing.T, n int) {
 
 // visit makes the i-th connection. Several addresses to come from have ports enough for those that are not reset.
 func (c *churn) visit(i int) error {
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 2, byte(1+i%20))}, Timeout: 10 * time.Second}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 2, byte(1+i%20))}, Timeout: patience}
 	nc, err := dialer.Dial("tcp4", c.addr)
 	if err != nil {
 		return err
 	}
 	conn := nc.(*net.TCPConn)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	request := strings.ReplaceAll(upgrade(fmt.Sprintf("/o/%d?tag=t%d", i%500, i)), "\n", "\r\n")
 	kind := i % 5
 	switch kind {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/gobwas/ws"
 
@@ -307,7 +306,7 @@ func TestLongMessagesAreDecompressedWhileTheRuntimeEnds(t *testing.T) {
 	for name, end := range map[string]func(*hibernate.Runtime) error{
 		"Close": (*hibernate.Runtime).Close,
 		"Shutdown": func(rt *hibernate.Runtime) error {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			return rt.Shutdown(ctx)
 		},

@@ -34,9 +34,6 @@ var crashCuts = flag.Int("crash.cuts", 200, "how often TestCrash cuts the power"
 
 const crashObjects = 6
 
-// clerkPatience is how long a test waits for what must not hang.
-const clerkPatience = 10 * time.Second
-
 // A clerkState is what an object holds after one of its commits.
 type clerkState struct {
 	keys    map[string]string
@@ -441,7 +438,7 @@ func (l *clerkLife) run(seed uint64, n int, sockets bool) (wait func()) {
 		})
 		wg.Go(func() {
 			defer c.conn.Close()
-			c.conn.SetReadDeadline(time.Now().Add(clerkPatience))
+			c.conn.SetReadDeadline(time.Now().Add(patience))
 			for {
 				f, err := ws.ReadFrame(c.br)
 				if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -539,7 +536,7 @@ func (l *clerkLife) alarmsRing(states [crashObjects]clerkState) {
 		if s.alarm == 0 {
 			continue
 		}
-		end := time.Now().Add(clerkPatience)
+		end := time.Now().Add(patience)
 		for rang := int64(0); rang != s.alarm; {
 			if time.Now().After(end) {
 				l.t.Fatalf("the alarm of object %d does not run: %v", i, s)

@@ -108,7 +108,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 				}
 			}()
 			join := func() (*client, error) {
-				d := ws.Dialer{Timeout: 10 * time.Second}
+				d := ws.Dialer{Timeout: patience}
 				conn, br, _, err := d.Dial(context.Background(), "ws://"+addr+"/o/a")
 				if err != nil {
 					return nil, err
@@ -151,7 +151,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 			}
 			// The held ones are gone for the server only once it has seen their end.
 			newcomer, err := join()
-			for give := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(give); {
+			for give := time.Now().Add(patience); err != nil && time.Now().Before(give); {
 				newcomer, err = join()
 			}
 			if err != nil {

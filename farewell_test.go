@@ -27,8 +27,8 @@ func outcome(t *testing.T, c <-chan error) error {
 	select {
 	case err := <-c:
 		return err
-	case <-time.After(10 * time.Second):
-		t.Fatal("it did not end in 10 s")
+	case <-time.After(patience):
+		t.Fatalf("it did not end in %v", patience)
 		return nil
 	}
 }
@@ -448,7 +448,7 @@ func TestServerShutsDownBeforeTheRuntime(t *testing.T) {
 			c := r.dial("/o/a")
 			c.send("x")
 			c.expect("text:x 1")
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			if err := r.srv.Config.Shutdown(ctx); err != nil {
 				t.Fatal(err)

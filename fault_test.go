@@ -152,7 +152,7 @@ func inTime(t *testing.T, what string, f func()) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(clerkPatience):
+	case <-time.After(patience):
 		panic(what + " hangs")
 	}
 }

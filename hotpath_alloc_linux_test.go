@@ -61,7 +61,7 @@ func TestTurnAllocatesItsContextAlone(t *testing.T) {
 			out := bytes.Repeat(frame(true, ws.OpText, payload), inFlight)
 			masked := slices.Clone(out)
 			in := make([]byte, inFlight*(2+len(payload)))
-			c.conn.SetDeadline(time.Now().Add(30 * time.Second))
+			c.conn.SetDeadline(time.Now().Add(patience))
 			var failed error
 			objects, size := allocated(100, func() {
 				copy(out, masked)
@@ -100,7 +100,7 @@ func TestBroadcastIsFramedOnce(t *testing.T) {
 	var clients []*client
 	for range peers {
 		c := r.dial("/o/a")
-		c.conn.SetDeadline(time.Now().Add(30 * time.Second))
+		c.conn.SetDeadline(time.Now().Add(patience))
 		clients = append(clients, c)
 	}
 	ask := frame(true, ws.OpText, "x")

@@ -59,7 +59,7 @@ func TestTurnsOfOneReadAreOneWrite(t *testing.T) {
 				for i := range sent {
 					before := c.segments()
 					c.together(texts...)
-					c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+					c.conn.SetReadDeadline(time.Now().Add(patience))
 					if _, err := io.ReadFull(c.br, in); err != nil {
 						t.Fatal(err)
 					}

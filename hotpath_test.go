@@ -149,7 +149,7 @@ func TestBlockedRoomsDelayNobody(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					c.conn.SetReadDeadline(begun.Add(20 * time.Second))
+					c.conn.SetReadDeadline(begun.Add(patience))
 					f, err := ws.ReadFrame(c.br)
 					if err != nil || string(f.Payload) != text {
 						t.Errorf("received %.20q, %v beside blocked rooms", f.Payload, err)
@@ -334,8 +334,8 @@ func TestRuntimeEndsBesideABlockedHandler(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-			case <-time.After(10 * time.Second):
-				t.Error("it has not ended in 10 s")
+			case <-time.After(patience):
+				t.Errorf("it has not ended in %v", patience)
 			}
 			if got := c.next(); got != "eof" && !strings.HasPrefix(got, "close:1001") {
 				t.Errorf("received %q", got)
@@ -455,7 +455,7 @@ func churnClient(t *testing.T, c *client, rnd *rand.Rand, n, id int) {
 			}
 		}
 	}()
-	c.conn.SetReadDeadline(time.Now().Add(60 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	for i, w := range want {
 		f, err := ws.ReadFrame(c.br)
 		if err != nil || string(f.Payload) != w {

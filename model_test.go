@@ -252,7 +252,7 @@ func (w *world) check() {
 // wait waits until ok, which is called under the lock.
 func (w *world) wait(what string, ok func() bool) {
 	expired := false
-	timer := time.AfterFunc(10*time.Second, func() {
+	timer := time.AfterFunc(patience, func() {
 		w.mu.Lock()
 		expired = true
 		w.changed.Broadcast()
@@ -269,7 +269,7 @@ func (w *world) wait(what string, ok func() bool) {
 	if !good {
 		stacks := make([]byte, 1<<18)
 		stacks = stacks[:runtime.Stack(stacks, true)]
-		w.fatal("waited 10 s for %s; stats %+v\n%s\n", what, w.rig.rt.Stats(), stacks)
+		w.fatal("waited %v for %s; stats %+v\n%s\n", patience, what, w.rig.rt.Stats(), stacks)
 	}
 }
 
@@ -814,7 +814,7 @@ func (w *world) do(s step) {
 	case "evict":
 		w.say("evict %s", o.name)
 		w.ask(&asked{what: "evict", path: []string{o.name}}, func() string {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			if err := w.rig.rt.Evict(ctx, w.rig.ns.IDFromName(o.name)); err != nil {
 				return err.Error()
@@ -991,7 +991,7 @@ func (w *world) send(p *peer, kinds []string, s step) {
 // write sends what the peer may no longer be there to take.
 func (p *peer) write(b []byte) {
 	if len(b) > 0 && p.conn != nil {
-		p.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		p.conn.SetWriteDeadline(time.Now().Add(patience))
 		if _, err := p.conn.Write(b); err != nil && errors.Is(err, context.DeadlineExceeded) {
 			p.w.problem("%s: write: %v", p.id, err)
 		}
@@ -1018,7 +1018,7 @@ func (w *world) connect(slot int, o *modelObject, early []string, how string) {
 	p.conn = conn
 	br := bufio.NewReader(conn)
 	p.write(b)
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	resp, err := http.ReadResponse(br, nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		if !risky && !slices.Contains(early, "abort") && !slices.Contains(early, "syncabort") {

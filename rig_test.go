@@ -34,6 +34,10 @@ func TestMain(m *testing.M) {
 	leak.Main(m, leak.Dead()...)
 }
 
+// patience is how long a test waits for what must happen. It only guards against
+// hanging: a busy machine may not let a goroutine run for seconds.
+const patience = 30 * time.Second
+
 // epoch is where fake clocks begin.
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -255,8 +259,8 @@ func (r *rig) hear(want ...string) {
 			if got != w {
 				r.t.Fatalf("heard %q, want %q (%d of %d)", got, w, i+1, len(want))
 			}
-		case <-time.After(10 * time.Second):
-			r.t.Fatalf("heard nothing for 10 s, want %q (%d of %d); log:\n%s", w, i+1, len(want), r.log)
+		case <-time.After(patience):
+			r.t.Fatalf("heard nothing for %v, want %q (%d of %d); log:\n%s", patience, w, i+1, len(want), r.log)
 		}
 	}
 }
@@ -279,12 +283,21 @@ func (r *rig) instances(n int64) {
 	}
 }
 
+// pass moves the clock by d, once nothing is under way. So it does not run ahead of
+// what happens meanwhile, however long that takes on a busy machine.
+func (r *rig) pass(d time.Duration) {
+	r.t.Helper()
+	r.until("quiet", r.rt.Quiet)
+	r.clock.Advance(d)
+	r.until("quiet", r.rt.Quiet)
+}
+
 // hibernate moves the clock past the idle time and waits until nothing is in
 // memory.
 func (r *rig) hibernate() {
 	r.t.Helper()
 	r.until("objects to settle", func() bool {
-		r.clock.Advance(11 * time.Second)
+		r.pass(11 * time.Second)
 		return r.rt.Stats().ObjectsInMemory == 0
 	})
 }
@@ -292,7 +305,7 @@ func (r *rig) hibernate() {
 // evict drops the object's instance without moving the clock.
 func (r *rig) evict(name string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := r.rt.Evict(ctx, r.ns.IDFromName(name)); err != nil {
 		r.t.Fatal(err)
@@ -302,7 +315,7 @@ func (r *rig) evict(name string) {
 // inspect looks at the object.
 func (r *rig) inspect(name string) hibernate.Inspection {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	in, err := r.rt.Inspect(ctx, r.ns.IDFromName(name))
 	if err != nil {
@@ -314,10 +327,10 @@ func (r *rig) inspect(name string) hibernate.Inspection {
 // until polls for something that no event announces.
 func (r *rig) until(what string, ok func() bool) {
 	r.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			r.t.Fatalf("waited 10 s for %s; stats %+v", what, r.rt.Stats())
+			r.t.Fatalf("waited %v for %s; stats %+v", patience, what, r.rt.Stats())
 		}
 		time.Sleep(time.Millisecond) // the thing waited for is in another goroutine's hands
 	}
@@ -349,7 +362,7 @@ func (r *rig) dial(path string) *client {
 }
 
 func (r *rig) dialer(path string, d ws.Dialer) (*client, error) {
-	d.Timeout = 10 * time.Second
+	d.Timeout = patience
 	conn, br, _, err := d.Dial(context.Background(), "ws"+strings.TrimPrefix(r.srv.URL, "http")+path)
 	if err != nil {
 		return nil, err
@@ -388,7 +401,7 @@ func upgrade(path string, more ...string) string {
 // response reads the head of an HTTP response.
 func (c *client) response() *http.Response {
 	c.t.Helper()
-	c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	resp, err := http.ReadResponse(c.br, nil)
 	if err != nil {
 		c.t.Fatal(err)
@@ -458,12 +471,12 @@ func (c *client) halfClose() { c.conn.(*net.TCPConn).CloseWrite() }
 // with a "z" in front what came compressed.
 func (c *client) next() string {
 	c.t.Helper()
-	c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	f, err := ws.ReadFrame(c.br)
 	if err != nil {
 		var ne net.Error
 		if errors.As(err, &ne) && ne.Timeout() {
-			c.t.Fatal("nothing came in 10 s")
+			c.t.Fatalf("nothing came in %v", patience)
 		}
 		if err == io.ErrUnexpectedEOF {
 			c.t.Fatal("the connection ended inside a frame")
