@@ -15,7 +15,7 @@ func (b *bench) asked(want bool) {
 	b.s.Emit(Frame{Bytes: pongFrame})
 	got := false
 	for {
-		f, err := ws.ReadFrame(b.r)
+		f, err := b.frame()
 		if err != nil {
 			b.t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestAnyByteIsAnAnswer(t *testing.T) {
 	})
 }
 
-// TestNobodyIsAskedBehindAClose, nor behind output that the peer does not read.
+// TestNobodyIsAskedBehindAClose, to which the peer may still answer.
 func TestNobodyIsAskedBehindAClose(t *testing.T) {
 	b := newBench(t, poll.Options{}, Config{}, nil)
 	b.s.Ask()
@@ -83,11 +83,21 @@ func TestNobodyIsAskedBehindAClose(t *testing.T) {
 	if b.s.Judge(false) {
 		t.Error("a peer that may still answer the Close was judged")
 	}
-	c := newBenchOn(t, b)
-	c.s.Ask()
-	c.stuff(100)
-	c.s.Ask()
-	if c.s.Judge(false) {
-		t.Error("a peer that could not read the ping was judged")
-	}
+}
+
+// TestNobodyIsAskedBehindOutput that the peer does not read.
+func TestNobodyIsAskedBehindOutput(t *testing.T) {
+	eachSilent(t, func(t *testing.T, newBench func(Config) *bench) {
+		b := newBench(Config{})
+		b.s.Ask()
+		b.stuff(1)
+		before := b.s.Buffered()
+		b.s.Ask()
+		if b.s.Buffered() != before {
+			t.Error("a peer that does not read was asked")
+		}
+		if b.s.Judge(false) {
+			t.Error("a peer that could not read the ping was judged")
+		}
+	})
 }
