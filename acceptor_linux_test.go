@@ -34,6 +34,10 @@ func (d *doorRig) settled(n int) {
 	d.until("the acceptor to see its connections", func() bool { return d.rt.Waiting() == n })
 }
 
+// few goroutines may come and go beside any number of connections: idle runners, and the loop that replaces one that the
+// system did not let run.
+const few = 10
+
 func openDescriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -59,7 +63,7 @@ func TestSilentConnectionsAreCutAndCostNoGoroutine(t *testing.T) {
 		late[i] = d.raw("GET ")
 	}
 	d.settled(2 * n)
-	if after := runtime.NumGoroutine(); after > goroutines {
+	if after := runtime.NumGoroutine(); after > goroutines+few {
 		t.Errorf("%d goroutines with %d silent connections, %d without", after, 2*n, goroutines)
 	}
 	d.clock.Advance(999 * time.Millisecond)
@@ -174,15 +178,13 @@ func TestUpgradesByNetHTTPBehindTheAcceptorCostNoGoroutine(t *testing.T) {
 		_, _ = c.br.Discard(c.br.Buffered())
 		return c
 	}
-	second()
-	d.until("goroutines to end", func() bool { return d.rt.Stats().Sockets == 1 })
 	before, descriptors := runtime.NumGoroutine(), openDescriptors(t)
 	const n = 100
 	for range n {
 		second()
 	}
-	d.until("upgrades", func() bool { return d.rt.Stats().Sockets == n+1 })
-	d.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	d.until("upgrades", func() bool { return d.rt.Stats().Sockets == n })
+	d.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before+few })
 	d.until("descriptors", func() bool { return openDescriptors(t) == descriptors+2*n })
 }
 

@@ -617,8 +617,10 @@ func pendingAlarms(t testing.TB, n int) (took time.Duration, grown int64) {
 		t.Fatal("the alarm in between does not run")
 	}
 	took = time.Since(began)
-	for !rt.Quiet() {
-		time.Sleep(time.Millisecond) // the scan ends
+	for deadline := time.Now().Add(patience); !rt.Quiet(); time.Sleep(time.Millisecond) { // the scan ends
+		if time.Now().After(deadline) {
+			t.Fatalf("the runtime is not quiet in %v", patience)
+		}
 	}
 	grown = heap() - before
 	runtime.KeepAlive(rt)

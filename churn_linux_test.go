@@ -38,19 +38,13 @@ func TestConnectionsThatCameAndWentLeaveNothing(t *testing.T) {
 	const runners = 8 // that a runtime may keep for the next turns
 	before := d.atRest()
 	c.visits(t, total)
-	after := d.atRest()
-	for range 100 { // net/http's goroutines and the kernel's descriptors end in their own time
-		if after.goroutines <= before.goroutines+runners && after.descriptors <= before.descriptors {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-		after = d.atRest()
-	}
-	t.Logf("after %d connections %+v, before %+v", total, after, before)
 	const slack = 256 << 10 // of what the runtime and net/http keep
-	if after.goroutines > before.goroutines+runners || after.descriptors > before.descriptors || after.heap > before.heap+slack {
-		t.Errorf("after %d connections %+v, before %+v", total, after, before)
-	}
+	var after holdings
+	defer func() { t.Logf("after %d connections %+v, before %+v", total, after, before) }()
+	d.until("what they held to go", func() bool { // net/http's goroutines and the kernel's descriptors end in their own time
+		after = d.atRest()
+		return after.goroutines <= before.goroutines+runners && after.descriptors <= before.descriptors && after.heap <= before.heap+slack
+	})
 }
 
 // holdings are what a process has.

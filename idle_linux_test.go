@@ -27,7 +27,7 @@ func TestIdleConnectionsCostNoGoroutine(t *testing.T) {
 	}
 	r.hibernate()
 	// net/http's goroutines of the upgrades end in their own time.
-	r.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before+10 })
+	r.until("goroutines to end", func() bool { return runtime.NumGoroutine() <= before+few })
 	for _, c := range clients {
 		c.send("y")
 		c.expect("text:y 1")
