@@ -38,7 +38,7 @@ type platform struct {
 // the epoll descriptor as it would watch a socket, but wakes a second thread each time, and an echo costs a sixth more.
 type loop struct {
 	p    *Poller
-	epfd int      // open until the loop is over
+	epfd int      // open until all loops are over, like bell
 	bell int      // an eventfd, to end the wait
 	file *os.File // owns epfd if Go's poller has it, like raw; else nil
 	raw  syscall.RawConn
@@ -142,6 +142,9 @@ func (p *Poller) stop() {
 		}
 	}
 	p.running.Wait()
+	for _, l := range p.loops { // not before: a loop that something else has woken may be over before its bell rings
+		l.shut()
+	}
 }
 
 func (p *Poller) count(s *Stats) {
@@ -299,7 +302,6 @@ func (l *loop) run(w *Worker) {
 		err := l.wait(fetch)
 		l.resting.Store(false)
 		if l.stopped.Load() {
-			l.shut()
 			close(l.ended)
 			l.p.running.Done()
 			return

@@ -55,6 +55,24 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 	}
 }
 
+// TestLoopMayEndBeforeItsBell when an event comes between the order to stop and the bell, whose number must still be its own.
+func TestLoopMayEndBeforeItsBell(t *testing.T) {
+	p, err := New(Options{Loops: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range p.loops {
+		l.stopped.Store(true)
+		if _, err := unix.Write(l.bell, []byte{7: 1}); err != nil { // in the place of an event
+			t.Fatal(err)
+		}
+		<-l.ended
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestIdleConnsAddNoGoroutines(t *testing.T) {
 	w := &world{T: t, p: newPoller(t, Options{}), pair: pairs(t, "tcp")}
 	before := runtime.NumGoroutine()
