@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,6 +262,7 @@ func (o *Object) post(w *Work, name string) error {
 	o.bringLocked()
 	var learns *Activation
 	if o.name == "" && name != "" {
+		name = strings.Clone(name)
 		o.name, learns = name, o.act
 	}
 	o.mail.push(w)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -208,7 +209,7 @@ func (r *Registry) object(c *Class, id store.ID, name string) *Object {
 	defer sh.mu.Unlock()
 	o := sh.objects.find(id)
 	if o == nil {
-		o = &Object{class: c, id: id, name: name}
+		o = &Object{class: c, id: id, name: strings.Clone(name)} // it may be a piece of a request
 		sh.objects.add(o)
 		r.stats.records.Add(1)
 		c.counts.records.Add(1)
