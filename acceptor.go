@@ -121,7 +121,7 @@ func (rt *Runtime) claim(route Route, q *accept.Request) bool {
 	if err != nil {
 		return false
 	}
-	if err := s.Adopt(rt.poller, q.Conn, *buf, q.Early); err != nil {
+	if err := s.Adopt(rt.conns, q.Conn, *buf, q.Early); err != nil {
 		registry.Unlist(s)
 		c.upgradeFailed(s, err)
 	}

@@ -345,7 +345,7 @@ func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket
 	}
 	// What the acceptor had read and net/http has not comes behind what net/http has.
 	nc, unread := accept.Unwrap(nc)
-	if err := s.Open(c.rt.poller, nc, response, append(early, unread...)); err != nil {
+	if err := s.Open(c.rt.conns, nc, response, append(early, unread...)); err != nil {
 		registry.Unlist(s)
 		c.upgradeFailed(s, err)
 	}

@@ -246,6 +246,7 @@ type Runtime struct {
 	log    *slog.Logger
 	store  *store.Store
 	poller *poll.Poller
+	conns  *poll.Group // of the sockets
 	reg    *registry.Registry
 	// inflating has a place for each long message that may be decompressed at once.
 	inflating chan struct{}
@@ -342,6 +343,7 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 	if rt.poller, err = poll.New(poll.Options{Logger: rt.log, KeepAlive: opt.KeepAlive, UserTimeout: opt.UserTimeout}); err != nil {
 		return nil, errors.Join(fmt.Errorf("hibernate: poller: %w", err), rt.store.Close())
 	}
+	rt.conns = rt.poller.Group(socket.Handler{})
 	regCfg := registry.Config{
 		Store:            rt.store,
 		Clock:            opt.Clock,

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/limit"
@@ -83,9 +84,10 @@ func (r *Request) RemoteAddr() string {
 
 // A Listener accepts. Its methods are safe for concurrent use.
 type Listener struct {
-	cfg  Config
-	ln   net.Listener // kept for its address, and so that the kernel's socket ends with it
-	conn poll.Conn    // accepts by a duplicate; not used if plain
+	cfg   Config
+	ln    net.Listener // kept for its address, and so that the kernel's socket ends with it
+	conn  poll.Conn    // accepts by a duplicate; not used if plain
+	conns *poll.Group  // of waiting
 	// plain says that ln cannot be accepted from by descriptor: its connections pass unseen.
 	plain bool
 	began time.Time
@@ -108,16 +110,17 @@ type Listener struct {
 
 // A waiting connection has not sent the whole head of its request.
 type waiting struct {
-	poll.Conn
-	l   *Listener
-	due time.Duration // after l.began
+	poll.Conn                // first, see waits
+	due        time.Duration // after the Listener's began
+	prev, next *waiting      // guarded by the Listener's mu
+	listed     bool          // likewise
+	part       *part         // owned by the poller's goroutine; nil unless a part of the head has come
+}
 
-	prev, next *waiting // guarded by l.mu
-	listed     bool     // guarded by l.mu
-
-	// Owned by the poller's goroutine.
-	scanned int32  // how much of in was looked at
-	in      []byte // what has come; nil while nothing has
+// A part of a head.
+type part struct {
+	in      []byte
+	scanned int // how much of in was looked at
 }
 
 // A handed connection is on its way to Accept.
@@ -138,6 +141,7 @@ func Listen(ln net.Listener, cfg Config) (*Listener, error) {
 		return nil, fmt.Errorf("accept: listen: %w", err)
 	}
 	l.plain = !ok
+	l.conns = cfg.Poller.Group((*waits)(l))
 	l.conn.Resume()
 	return l, nil
 }
@@ -314,7 +318,7 @@ type accepter Listener
 // Accepted lets a connection wait for its request.
 func (a *accepter) Accepted(d *poll.Descriptor) (more bool) {
 	l := (*Listener)(a)
-	w := &waiting{l: l, due: l.cfg.Clock.Now().Sub(l.began) + l.cfg.Timeout, listed: true}
+	w := &waiting{due: l.cfg.Clock.Now().Sub(l.began) + l.cfg.Timeout, listed: true}
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -338,10 +342,10 @@ func (a *accepter) Accepted(d *poll.Descriptor) (more bool) {
 	if arm {
 		l.cfg.Timers.Set(&l.deadline, l.cfg.Timeout)
 	}
-	if err := l.cfg.Poller.AttachDescriptor(&w.Conn, d, w); err != nil {
+	if err := l.conns.AttachDescriptor(&w.Conn, d); err != nil {
 		l.cfg.Logger.Warn("accept: connection refused", "err", err)
-		if w.take() {
-			w.gone()
+		if l.take(w) {
+			l.gone()
 		}
 		return more
 	}
@@ -376,8 +380,7 @@ func (a *accepter) AcceptFailed(err error) {
 }
 
 // take takes w out of the list and reports whether it was in. It still counts.
-func (w *waiting) take() bool {
-	l := w.l
+func (l *Listener) take(w *waiting) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !w.listed {
@@ -397,9 +400,8 @@ func (w *waiting) take() bool {
 	return true
 }
 
-// gone notes that w, which was taken, is no longer the Listener's.
-func (w *waiting) gone() {
-	l := w.l
+// gone notes that a connection, which was taken, is no longer the Listener's.
+func (l *Listener) gone() {
 	l.mu.Lock()
 	resume := l.leaveLocked(1)
 	l.mu.Unlock()
@@ -408,66 +410,71 @@ func (w *waiting) gone() {
 	}
 }
 
+// waits is a Listener as the poller sees it for the connections that wait: each is the first field of a waiting.
+type waits Listener
+
+const _ = -unsafe.Offsetof(waiting{}.Conn) // does not compile unless it is 0
+
 // Input collects the head of the request.
-func (w *waiting) Input(_ *poll.Worker, p []byte) (more bool) {
-	in := p
-	if w.in != nil {
-		w.in = append(w.in, p...)
-		in = w.in
+func (a *waits) Input(c *poll.Conn, _ *poll.Worker, p []byte) (more bool) {
+	l, w := (*Listener)(a), (*waiting)(unsafe.Pointer(c))
+	in, scanned := p, 0
+	if w.part != nil {
+		w.part.in = append(w.part.in, p...)
+		in, scanned = w.part.in, w.part.scanned
 	}
-	n, state := wire.ScanHead(in, int(w.scanned))
-	if most := w.l.cfg.HeadBytes; n > most || state == wire.HeadPartial && len(in) > most {
+	n, state := wire.ScanHead(in, scanned)
+	if most := l.cfg.HeadBytes; n > most || state == wire.HeadPartial && len(in) > most {
 		state = wire.HeadOther
 	}
 	if state == wire.HeadPartial {
-		if w.in == nil {
-			w.in = append([]byte(nil), p...)
+		if w.part == nil {
+			w.part = &part{in: append([]byte(nil), p...)}
 		}
-		w.scanned = int32(len(in))
+		w.part.scanned = len(in)
 		return true
 	}
-	if !w.take() {
+	if !l.take(w) {
 		return false // Close or expire has it
 	}
-	copied := w.in != nil // else in is the poller's
-	w.in = nil
+	copied := w.part != nil // else in is the poller's
+	w.part = nil
 	if state == wire.HeadComplete {
-		if w.claimed(in, n) {
-			w.gone()
+		if l.claimed(w, in, n) {
+			l.gone()
 			return false
 		}
 	}
 	if !copied {
 		in = append([]byte(nil), in...)
 	}
-	w.handOver(in)
+	l.handOver(w, in)
 	return false
 }
 
 // claimed offers the handshake to Claim, if in begins with one, of n bytes.
-func (w *waiting) claimed(in []byte, n int) bool {
+func (l *Listener) claimed(w *waiting, in []byte, n int) bool {
 	head, ok := wire.ParseHandshake(in[:n:n])
 	if !ok {
 		return false
 	}
-	q, _ := w.l.requests.Get().(*Request)
+	q, _ := l.requests.Get().(*Request)
 	if q == nil {
 		q = new(Request)
 	}
 	*q = Request{Head: head, Early: in[n:], Conn: &w.Conn}
-	ok = w.l.cfg.Claim(q)
+	ok = l.cfg.Claim(q)
 	*q = Request{}
-	w.l.requests.Put(q)
+	l.requests.Put(q)
 	return ok
 }
 
 // handOver gives the connection, and what was read of it, to Accept.
-func (w *waiting) handOver(in []byte) {
-	l := w.l
+func (l *Listener) handOver(w *waiting, in []byte) {
 	d, err := l.cfg.Poller.Detach(&w.Conn)
 	if err != nil { // the poller is being closed
 		w.Conn.Close()
-		w.gone()
+		l.gone()
 		return
 	}
 	l.mu.Lock()
@@ -483,17 +490,18 @@ func (w *waiting) handOver(in []byte) {
 }
 
 // End forgets a connection that sent no request.
-func (w *waiting) End(*poll.Worker, error) {
-	if !w.take() {
+func (a *waits) End(c *poll.Conn, _ *poll.Worker, _ error) {
+	l, w := (*Listener)(a), (*waiting)(unsafe.Pointer(c))
+	if !l.take(w) {
 		return
 	}
-	w.in = nil
-	w.Conn.Close()
-	w.gone()
+	w.part = nil
+	c.Close()
+	l.gone()
 }
 
 // Writable is not asked for.
-func (w *waiting) Writable() { panic("accept: BUG: nothing was written") }
+func (*waits) Writable(*poll.Conn) { panic("accept: BUG: nothing was written") }
 
 // Waiting is the number of connections that are the Listener's: neither claimed nor accepted.
 func (l *Listener) Waiting() int {

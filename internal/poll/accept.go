@@ -6,7 +6,8 @@ import "net"
 // goroutine of the poller and must not block.
 type ListenHandler interface {
 	// Accepted hands over a new connection, which nobody watches yet, and reports whether to go on; after false nothing
-	// is accepted until Resume. As with Input, a Resume that runs beside it wins.
+	// is accepted until Resume. As with Input, a Resume that runs beside it wins. d is valid only during the call, which
+	// has to attach or to close it.
 	Accepted(d *Descriptor) (more bool)
 	// AcceptFailed tells that accept4 has failed for another reason than a connection that is gone already.
 	// Nothing is accepted until Resume, which tries again.
@@ -25,16 +26,16 @@ func (p *Poller) Listen(c *Conn, ln net.Listener, h ListenHandler) (ok bool, err
 
 // AttachDescriptor is Attach for a descriptor, except that reading is on from the start: a callback may come before it
 // returns. d is used up, also when it fails.
-func (p *Poller) AttachDescriptor(c *Conn, d *Descriptor, h Handler) error {
-	return p.attachRaw(c, d, h)
+func (g *Group) AttachDescriptor(c *Conn, d *Descriptor) error {
+	return g.attachRaw(c, d)
 }
 
-// Move gives from's descriptor, registration and unread input to the zero record to, whose callbacks go to h and which
+// Move gives from's descriptor, registration and unread input to the zero record to, which enters the group and
 // starts paused. It makes no system call. from is as if closed.
 //
 // It must be called in from's Input, which must return false then. from must come from AttachDescriptor, and of its
 // methods other goroutines may call Close only. The error is net.ErrClosed if from, or the Poller, has been closed.
-func (p *Poller) Move(to, from *Conn, h Handler) error { return p.move(to, from, h) }
+func (g *Group) Move(to, from *Conn) error { return g.move(to, from) }
 
 // Detach takes c's descriptor away from the poller. It has Move's conditions.
 func (p *Poller) Detach(c *Conn) (*Descriptor, error) { return p.detach(c) }
@@ -53,6 +54,6 @@ type accepting struct {
 	userTimeout int // milliseconds, to be set on each connection: a Multipath TCP listener has no such option; else 0
 }
 
-func (accepting) Input(*Worker, []byte) bool { panic("poll: BUG: input of a listener") }
-func (accepting) End(*Worker, error)         { panic("poll: BUG: end of a listener") }
-func (accepting) Writable()                  { panic("poll: BUG: output of a listener") }
+func (accepting) Input(*Conn, *Worker, []byte) bool { panic("poll: BUG: input of a listener") }
+func (accepting) End(*Conn, *Worker, error)         { panic("poll: BUG: end of a listener") }
+func (accepting) Writable(*Conn)                    { panic("poll: BUG: output of a listener") }

@@ -92,7 +92,7 @@ func (p *Poller) listen(c *Conn, ln net.Listener, h ListenHandler) (ok bool, err
 	if err := p.tune(fd); err != nil {
 		p.log.Debug("poll: set socket options", "listener", ln.Addr(), "err", err)
 	}
-	if err := p.enter(c, fd, accepting{h, p.untunable(fd)}, stateListener); err != nil {
+	if err := p.Group(accepting{h, p.untunable(fd)}).enter(c, fd, stateListener); err != nil {
 		return true, fmt.Errorf("poll: listen: %w", err)
 	}
 	return true, nil
@@ -100,7 +100,7 @@ func (p *Poller) listen(c *Conn, ln net.Listener, h ListenHandler) (ok bool, err
 
 // accept takes connections from the listener c until there are none, accepting is off, or it is others' turn.
 func (l *loop) accept(c *Conn) {
-	h := c.h.(accepting)
+	h := c.on.h.(accepting)
 	for range maxAccepts {
 		if !l.mayRead(c) {
 			return
@@ -122,7 +122,8 @@ func (l *loop) accept(c *Conn) {
 		if h.userTimeout > 0 { // an error if the connection is Multipath TCP itself
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, h.userTimeout)
 		}
-		d := &Descriptor{fd: fd}
+		l.accepted = Descriptor{fd: fd} // not one for each
+		d := &l.accepted
 		if !c.takeInput() {
 			d.Close()
 			return
@@ -148,21 +149,22 @@ func (c *Conn) pauseUnread() bool {
 	}
 }
 
-func (p *Poller) attachRaw(c *Conn, d *Descriptor, h Handler) error {
+func (g *Group) attachRaw(c *Conn, d *Descriptor) error {
 	if c.state.Load() != 0 {
 		d.Close()
 		return errors.New("poll: attach: connection record already used")
 	}
-	if len(p.loops) == 0 || d.file != nil || d.fd < 0 {
+	if len(g.loops) == 0 || d.file != nil || d.fd < 0 {
 		d.Close()
 		return fmt.Errorf("poll: attach a descriptor: %w", errors.ErrUnsupported)
 	}
 	fd := d.fd
 	d.fd = -1
-	return p.enter(c, fd, h, stateWantIn)
+	return g.enter(c, fd, stateWantIn)
 }
 
-func (p *Poller) move(to, from *Conn, h Handler) error {
+func (g *Group) move(to, from *Conn) error {
+	p := g.p
 	if to.state.Load() != 0 {
 		return errors.New("poll: move: connection record already used")
 	}
@@ -175,9 +177,10 @@ func (p *Poller) move(to, from *Conn, h Handler) error {
 	if !ok {
 		return net.ErrClosed
 	}
-	to.fd, to.h, to.on = from.fd, h, from.on
+	l := from.on.driver.(*loop)
+	to.fd, to.on = from.fd, &g.loops[l.at]
 	state := stateAttached | old&(statePendingIn|stateQuiet)
-	if !(*from.on).(*loop).emptied {
+	if !l.emptied {
 		state |= statePendingIn
 	}
 	to.state.Store(state)
@@ -198,7 +201,7 @@ func (p *Poller) detach(c *Conn) (*Descriptor, error) {
 	p.setLocked(int(c.fd), nil)
 	p.conns--
 	p.mu.Unlock()
-	l := (*c.on).(*loop)
+	l := c.on.driver.(*loop)
 	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, int(c.fd), nil); err != nil {
 		panic(fmt.Sprintf("poll: BUG: epoll_ctl: %v", err))
 	}
@@ -223,7 +226,7 @@ func (c *Conn) leave() (old uint32, ok bool) {
 }
 
 func (c *Conn) remoteAddr() net.Addr {
-	l, ok := (*c.on).(*loop)
+	l, ok := c.on.driver.(*loop)
 	if !ok || !c.acquire() {
 		return nil
 	}

@@ -37,7 +37,7 @@ func openDoor(t *testing.T, p *Poller, network, addr string) (*door, net.Listene
 	return d, ln
 }
 
-func (d *door) Accepted(c *Descriptor) bool { d.got <- c; return d.more() }
+func (d *door) Accepted(c *Descriptor) bool { kept := *c; d.got <- &kept; return d.more() }
 func (d *door) AcceptFailed(err error)      { d.failed <- err }
 
 func (d *door) next(t *testing.T) *Descriptor {
@@ -167,7 +167,7 @@ func quietPoller(t *testing.T, p *Poller) {
 	t.Helper()
 	server, client := pairs(t, "tcp")()
 	g := &guest{input: make(chan string, 10)}
-	if err := p.Attach(&g.Conn, server, g); err != nil {
+	if err := group(p, g).Attach(&g.Conn, server); err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
@@ -258,10 +258,10 @@ func TestMoveKeepsInputAndTheEnd(t *testing.T) {
 						if g.RemoteAddr() == nil {
 							t.Error("no remote address")
 						}
-						moved <- p.Move(&second.Conn, &g.Conn, second)
+						moved <- group(p, second).Move(&second.Conn, &g.Conn)
 						return false
 					}
-					if err := p.AttachDescriptor(&first.Conn, c, first); err != nil {
+					if err := group(p, first).AttachDescriptor(&first.Conn, c); err != nil {
 						t.Fatal(err)
 					}
 					if err := <-moved; err != nil {
@@ -308,7 +308,7 @@ func TestDetachedDescriptorIsAConnAgain(t *testing.T) {
 		out <- d
 		return false
 	}
-	if err := p.AttachDescriptor(&g.Conn, d.next(t), g); err != nil {
+	if err := group(p, g).AttachDescriptor(&g.Conn, d.next(t)); err != nil {
 		t.Fatal(err)
 	}
 	client.Write([]byte("one"))
@@ -374,7 +374,7 @@ func TestMoveAndCloseLeaveNothingBehind(t *testing.T) {
 			defer done.Done()
 			close(entered)
 			if round%2 == 0 {
-				if p.Move(&second.Conn, &g.Conn, second) == nil {
+				if group(p, second).Move(&second.Conn, &g.Conn) == nil {
 					second.Resume()
 				}
 			} else if d, err := p.Detach(&g.Conn); err == nil {
@@ -382,7 +382,7 @@ func TestMoveAndCloseLeaveNothingBehind(t *testing.T) {
 			}
 			return false
 		}
-		if err := p.AttachDescriptor(&first.Conn, d.next(t), first); err != nil {
+		if err := group(p, first).AttachDescriptor(&first.Conn, d.next(t)); err != nil {
 			t.Fatal(err)
 		}
 		client.Write([]byte("x"))

@@ -42,7 +42,7 @@ type loop struct {
 	bell int      // an eventfd, to end the wait
 	file *os.File // owns epfd if Go's poller has it, like raw; else nil
 	raw  syscall.RawConn
-	self driver // this loop, for Conn.on to point at
+	at   int // in platform.loops
 
 	waits, events, controls atomic.Uint64
 	stopped                 atomic.Bool
@@ -53,13 +53,14 @@ type loop struct {
 	ended                   chan struct{}          // closed when the loop is over
 
 	// Held with the worker's token.
-	fetched []unix.EpollEvent // the first n are new
-	n       int
-	waitErr unix.Errno
-	ready   []ready // fetched and looked up; from next on not served
-	next    int
-	more    []*Conn // their last read filled the buffer and it was others' turn
-	emptied bool    // the Input that runs was given all there was
+	fetched  []unix.EpollEvent // the first n are new
+	n        int
+	waitErr  unix.Errno
+	ready    []ready // fetched and looked up; from next on not served
+	next     int
+	more     []*Conn    // their last read filled the buffer and it was others' turn
+	emptied  bool       // the Input that runs was given all there was
+	accepted Descriptor // of the Accepted that runs
 }
 
 type ready struct {
@@ -71,9 +72,8 @@ const readMore = unix.EPOLLIN | unix.EPOLLRDHUP | 1<<27 // for a connection from
 
 // start makes the loops.
 func (p *Poller) start(n int) error {
-	for range n {
-		l := &loop{p: p, fetched: make([]unix.EpollEvent, maxEvents), wake: make(chan struct{}, 1), ended: make(chan struct{})}
-		l.self = l
+	for i := range n {
+		l := &loop{p: p, at: i, fetched: make([]unix.EpollEvent, maxEvents), wake: make(chan struct{}, 1), ended: make(chan struct{})}
 		if err := l.open(); err != nil {
 			for _, l := range p.loops {
 				l.shut()
@@ -183,7 +183,8 @@ func (p *Poller) setLocked(fd int, c *Conn) {
 }
 
 // attachDescriptor is Attach for a connection whose descriptor can be taken; otherwise it reports false.
-func (p *Poller) attachDescriptor(c *Conn, nc net.Conn, h Handler) (ok bool, err error) {
+func (g *Group) attachDescriptor(c *Conn, nc net.Conn) (ok bool, err error) {
+	p := g.p
 	if len(p.loops) == 0 {
 		return false, nil
 	}
@@ -230,17 +231,24 @@ func (p *Poller) attachDescriptor(c *Conn, nc net.Conn, h Handler) (ok bool, err
 	if err := p.tune(fd); err != nil {
 		p.log.Debug("poll: set socket options", "remote", remote, "err", err) // a peer that has gone; reading will tell
 	}
-	if err := p.register(c, fd, h); err != nil {
+	if err := g.enter(c, fd, 0); err != nil {
 		return true, fmt.Errorf("poll: attach %v: %w", remote, err)
 	}
 	return true, nil
 }
 
-// register enters fd, which it owns, into the table and into a loop.
-func (p *Poller) register(c *Conn, fd int, h Handler) error { return p.enter(c, fd, h, 0) }
+// services are the loops as connections of a group know them.
+func (p *Poller) services(h Handler) []service {
+	services := make([]service, len(p.loops))
+	for i, l := range p.loops {
+		services[i] = service{l, h}
+	}
+	return services
+}
 
-// enter is register with flags for the state.
-func (p *Poller) enter(c *Conn, fd int, h Handler, flags uint32) error {
+// enter enters fd, which it owns, into the table and into a loop, with flags for the state.
+func (g *Group) enter(c *Conn, fd int, flags uint32) error {
+	p := g.p
 	l := p.loops[int(p.next.Add(1)-1)%len(p.loops)]
 	p.mu.Lock()
 	if p.closed {
@@ -261,7 +269,7 @@ func (p *Poller) enter(c *Conn, fd int, h Handler, flags uint32) error {
 	page.conns[i] = c
 	p.conns++
 	p.active.Add(1)
-	c.fd, c.h, c.on = int32(fd), h, &l.self
+	c.fd, c.on = int32(fd), &g.loops[l.at]
 	c.state.Store(stateAttached | flags + stateRef) // the reference keeps fd from being closed before it is added
 	p.mu.Unlock()
 	err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &ev)
@@ -435,7 +443,7 @@ func (l *loop) serve(w *Worker, c *Conn, events uint32) bool {
 	w.token.Add(tokenCall)
 	w.Waiting = len(l.ready) - l.next
 	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && c.takeWantOut() {
-		c.h.Writable()
+		c.on.h.Writable(c)
 	}
 	hangup := events & (unix.EPOLLRDHUP | unix.EPOLLERR | unix.EPOLLHUP)
 	if (events&unix.EPOLLIN != 0 || hangup != 0) && c.state.Load()&stateMore == 0 {
@@ -468,12 +476,12 @@ func (l *loop) read(w *Worker, c *Conn, toEnd bool) {
 			return
 		case err != 0:
 			if c.takeEnd() {
-				c.h.End(w, os.NewSyscallError("read", err))
+				c.on.h.End(c, w, os.NewSyscallError("read", err))
 			}
 			return
 		case n == 0:
 			if c.takeEnd() {
-				c.h.End(w, io.EOF)
+				c.on.h.End(c, w, io.EOF)
 			}
 			return
 		}
@@ -482,7 +490,7 @@ func (l *loop) read(w *Worker, c *Conn, toEnd bool) {
 		}
 		emptied := n < len(w.buf) && !toEnd
 		l.emptied = emptied
-		more := c.h.Input(w, w.buf[:n])
+		more := c.on.h.Input(c, w, w.buf[:n])
 		if !w.Attached() {
 			if more {
 				l.resume(c) // whoever runs the loop looks

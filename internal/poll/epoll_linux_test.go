@@ -36,7 +36,7 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 		for i := range 50 {
 			server, client := pair()
 			r := &record{}
-			if err := p.Attach(&r.Conn, server, r); err != nil {
+			if err := group(p, r).Attach(&r.Conn, server); err != nil {
 				t.Fatal(err)
 			}
 			r.Resume()
@@ -101,7 +101,7 @@ func TestSocketOptionsAreSetOnTheDescriptor(t *testing.T) {
 			w.must(tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 77e9}))
 		}
 		r := &record{}
-		w.must(w.p.Attach(&r.Conn, server, r))
+		w.must(group(w.p, r).Attach(&r.Conn, server))
 		idle := chosen
 		if idle == 0 {
 			idle = keepAliveSeconds
@@ -132,7 +132,7 @@ func TestBlockingDescriptorIsMadeNonBlocking(t *testing.T) {
 	w.must(err)
 	f.Fd()
 	r := &record{}
-	w.must(w.p.Attach(&r.Conn, server, r))
+	w.must(group(w.p, r).Attach(&r.Conn, server))
 	w.must(f.Close())
 	fill(w, r)
 }
@@ -160,7 +160,7 @@ func TestStaleEventIsDropped(t *testing.T) {
 		t.Error("an event of a closed number was kept")
 	}
 	// Take the number on purpose.
-	w.must(w.p.register(&b.Conn, takeNumber(t, server, int(stale.Fd)), &b))
+	w.must(group(w.p, &b).enter(&b.Conn, takeNumber(t, server, int(stale.Fd)), 0))
 	if scratch.lookup([]unix.EpollEvent{stale}); len(scratch.ready) != 0 {
 		t.Error("an event of the closed connection reached the one that has its number now")
 	}
@@ -369,7 +369,7 @@ func BenchmarkEcho(b *testing.B) {
 					return true
 				}
 				server, client := pairs(b, "tcp")()
-				if err := p.Attach(&r.Conn, server, &r); err != nil {
+				if err := group(p, &r).Attach(&r.Conn, server); err != nil {
 					b.Fatal(err)
 				}
 				r.Resume()
@@ -435,7 +435,7 @@ func BenchmarkEchoMany(b *testing.B) {
 					continue
 				}
 				r.input = func(m []byte) bool { r.Write(m); return true }
-				if err := p.Attach(&r.Conn, server, r); err != nil {
+				if err := group(p, r).Attach(&r.Conn, server); err != nil {
 					b.Fatal(err)
 				}
 				r.Resume()

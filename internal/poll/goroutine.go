@@ -20,11 +20,10 @@ const (
 // Goroutines: read, from Attach until the input ends or Close; drain, only while there is something to send or to tell;
 // and one that closes nc, because tls.Conn.Close may wait seconds for its alert to leave.
 type goConn struct {
-	p    *Poller
-	c    *Conn
-	nc   net.Conn
-	h    Handler
-	self driver // this goConn, for Conn.on to point at
+	p  *Poller
+	c  *Conn
+	nc net.Conn
+	on service // this goConn and the handler, for Conn.on to point at
 
 	mu       sync.Mutex // guards the following; not held in callbacks and I/O
 	changed  sync.Cond  // on mu: wantIn, calling or closed has changed
@@ -41,7 +40,8 @@ type goConn struct {
 }
 
 // attachGoroutine is Attach for a connection that stays a net.Conn.
-func (p *Poller) attachGoroutine(c *Conn, nc net.Conn, h Handler) error {
+func (of *Group) attachGoroutine(c *Conn, nc net.Conn) error {
+	p := of.p
 	_ = nc.SetDeadline(time.Time{}) // a server's read timeout ends with the hijack
 	raw := nc
 	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
@@ -52,8 +52,8 @@ func (p *Poller) attachGoroutine(c *Conn, nc net.Conn, h Handler) error {
 			p.log.Debug("poll: set socket options", "err", err)
 		}
 	}
-	g := &goConn{p: p, c: c, nc: nc, h: h}
-	g.self = g
+	g := &goConn{p: p, c: c, nc: nc}
+	g.on = service{g, of.h}
 	g.changed.L = &g.mu
 	p.mu.Lock()
 	if p.closed {
@@ -61,7 +61,7 @@ func (p *Poller) attachGoroutine(c *Conn, nc net.Conn, h Handler) error {
 		nc.Close()
 		return net.ErrClosed
 	}
-	c.fd, c.h, c.on = -1, h, &g.self
+	c.fd, c.on = -1, &g.on
 	c.state.Store(stateAttached)
 	p.conns++
 	p.goroutines[g] = struct{}{}
@@ -85,13 +85,13 @@ func (g *goConn) read() {
 			}
 			g.wantIn = false
 			g.mu.Unlock()
-			if g.h.Input(nil, buf[:n]) {
+			if g.on.h.Input(g.c, nil, buf[:n]) {
 				g.resume(g.c)
 			}
 		}
 		if err != nil {
 			if g.awaitWanted() && g.beginCall() {
-				g.h.End(nil, err)
+				g.on.h.End(g.c, nil, err)
 				g.endCall()
 			}
 			return
@@ -170,7 +170,7 @@ func (g *goConn) drain() {
 			}
 			g.wantOut = false
 			g.mu.Unlock()
-			g.h.Writable()
+			g.on.h.Writable(g.c)
 			g.mu.Lock()
 			g.endCallLocked()
 		default:

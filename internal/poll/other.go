@@ -10,11 +10,12 @@ import (
 // platform is empty where there is no epoll: every connection is served by goroutines.
 type platform struct{}
 
-func (*Poller) start(int) error                                              { return nil }
-func (*Poller) stop()                                                        {}
-func (*Poller) count(*Stats)                                                 {}
-func (*Poller) tableLocked() []*Conn                                         { return nil }
-func (*Poller) attachDescriptor(*Conn, net.Conn, Handler) (ok bool, _ error) { return false, nil }
+func (*Poller) start(int) error                                    { return nil }
+func (*Poller) stop()                                              {}
+func (*Poller) count(*Stats)                                       {}
+func (*Poller) tableLocked() []*Conn                               { return nil }
+func (*Group) attachDescriptor(*Conn, net.Conn) (ok bool, _ error) { return false, nil }
+func (*Poller) services(Handler) []service                         { return nil }
 
 // A Descriptor is a connected stream socket that no poller watches. There are none here.
 type Descriptor struct{}
@@ -26,8 +27,8 @@ func (*Descriptor) NetConn() (net.Conn, error) { return nil, errors.ErrUnsupport
 func (*Descriptor) Close() error { return nil }
 
 func (*Poller) listen(*Conn, net.Listener, ListenHandler) (ok bool, _ error) { return false, nil }
-func (*Poller) attachRaw(*Conn, *Descriptor, Handler) error                  { return errors.ErrUnsupported }
-func (*Poller) move(_, _ *Conn, _ Handler) error                             { return errors.ErrUnsupported }
+func (*Group) attachRaw(*Conn, *Descriptor) error                            { return errors.ErrUnsupported }
+func (*Group) move(_, _ *Conn) error                                         { return errors.ErrUnsupported }
 func (*Poller) detach(*Conn) (*Descriptor, error)                            { return nil, errors.ErrUnsupported }
 
 // tuneConn sets no-delay and keep-alive.
@@ -43,7 +44,7 @@ func (p *Poller) tuneConn(t *net.TCPConn) error {
 }
 
 func (c *Conn) remoteAddr() net.Addr {
-	if g, ok := (*c.on).(*goConn); ok {
+	if g, ok := c.on.driver.(*goConn); ok {
 		return g.nc.RemoteAddr()
 	}
 	return nil

@@ -1,6 +1,6 @@
 // Package poll tells when connections can be read or written, and holds nothing for those that are silent.
 //
-// On Linux a connection is a raw descriptor: [Poller.Attach] duplicates it, closes the net.Conn, and registers the
+// On Linux a connection is a raw descriptor: [Group.Attach] duplicates it, closes the net.Conn, and registers the
 // duplicate with epoll. At rest there is a [Conn] inside the owner's record and one table entry; no goroutine, no buffer,
 // no net.Conn. Connections without a descriptor of their own (TLS, net.Pipe), and all connections on other systems, are
 // kept as net.Conn and cost a reading goroutine each. Owners see one behaviour; the differences are these two:
@@ -48,21 +48,22 @@ import (
 	"time"
 )
 
-// Handler receives what happens to one connection. Calls for one connection never overlap, except that Writable may
-// run beside Input. They come on a goroutine of the poller, w, and must not block but as [Worker] allows. All methods of
-// [Conn] may be called in them.
+// Handler receives what happens to the connections of a [Group]. Which one it is, c tells: it is the first field of its
+// owner's record, or the record is found by it in another way. Calls for one connection never overlap, except that Writable
+// may run beside Input. They come on a goroutine of the poller, w, and must not block but as [Worker] allows. All methods
+// of [Conn] may be called in them.
 type Handler interface {
 	// Input hands over newly read bytes, valid only during the call; the callee may overwrite them. It reports whether
 	// to go on reading; after false nothing is read until Resume. A Resume that runs beside Input wins over its false,
 	// so Input may be called again although the Resume came before the decision: be ready to answer false again. It may
 	// even be called before a call that is detached from the loop has returned.
-	Input(w *Worker, p []byte) (more bool)
+	Input(c *Conn, w *Worker, p []byte) (more bool)
 	// End says that no input will come any more: io.EOF, or the read error. It is called once, and not
 	// after Close has been called. Writing may still be possible.
-	End(w *Worker, err error)
+	End(c *Conn, w *Worker, err error)
 	// Writable says that a Write which took less than everything may be tried again, or will now tell its
 	// error. It is called once per NotifyWritable; several of these before the call are one.
-	Writable()
+	Writable(c *Conn)
 }
 
 // Options configure a Poller. The zero value works.
@@ -164,21 +165,41 @@ func (p *Poller) Stats() Stats {
 	return s
 }
 
+// A Group is connections with one Handler, so that not each has to keep it. It is immutable.
+type Group struct {
+	p     *Poller
+	h     Handler
+	loops []service // of each loop for this group
+}
+
+// service is what a connection knows of its surroundings.
+type service struct {
+	driver
+	h Handler
+}
+
+// Group makes a group without connections. Nothing has to be done to end it.
+func (p *Poller) Group(h Handler) *Group {
+	g := &Group{p: p, h: h}
+	g.loops = p.services(h)
+	return g
+}
+
 // Attach takes nc over; also when it fails, nc is closed or will be. c must be zero, and must not be moved, copied or
 // overwritten from now on; it cannot be attached a second time. The connection starts paused: nothing is read until the first Resume.
 // A callback may come before Attach returns only if another goroutine calls Resume or NotifyWritable.
 //
 // The descriptor of a *net.TCPConn or of a stream *net.UnixConn is taken. Any other type, TLS and wrappers of these
 // two included, may read and write in a way of its own, and keeps doing so on goroutines.
-func (p *Poller) Attach(c *Conn, nc net.Conn, h Handler) error {
+func (g *Group) Attach(c *Conn, nc net.Conn) error {
 	if c.state.Load() != 0 {
 		nc.Close()
 		return errors.New("poll: attach: connection record already used")
 	}
-	if ok, err := p.attachDescriptor(c, nc, h); ok || err != nil {
+	if ok, err := g.attachDescriptor(c, nc); ok || err != nil {
 		return err
 	}
-	return p.attachGoroutine(c, nc, h)
+	return g.attachGoroutine(c, nc)
 }
 
 // Conn is one attached connection, embedded by value in its owner's record. The zero value is not attached and
@@ -186,8 +207,7 @@ func (p *Poller) Attach(c *Conn, nc net.Conn, h Handler) error {
 type Conn struct {
 	state atomic.Uint32 // flags and references, see below
 	fd    int32         // immutable after Attach; a descriptor only with epoll
-	h     Handler       // immutable after Attach
-	on    *driver       // immutable after Attach; a pointer to an interface, to be a word smaller
+	on    *service      // immutable after Attach
 }
 
 // driver is what serves a connection: a loop, or a goroutine of its own. Called only for attached connections.
@@ -223,7 +243,7 @@ const (
 // Resume goes on reading. It may be called at any time, also while Input runs and when nothing was paused.
 func (c *Conn) Resume() {
 	if c.Attached() {
-		(*c.on).resume(c)
+		c.on.resume(c)
 	}
 }
 
@@ -237,7 +257,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	if !c.Attached() {
 		return 0, net.ErrClosed
 	}
-	return (*c.on).write(c, p)
+	return c.on.write(c, p)
 }
 
 // Writev is Write of several buffers, in one system call where possible.
@@ -245,13 +265,13 @@ func (c *Conn) Writev(bufs [][]byte) (n int, err error) {
 	if !c.Attached() {
 		return 0, net.ErrClosed
 	}
-	return (*c.on).writev(c, bufs)
+	return c.on.writev(c, bufs)
 }
 
 // NotifyWritable asks for one call of Writable, as soon as there is room or an error to be told.
 func (c *Conn) NotifyWritable() {
 	if c.Attached() {
-		(*c.on).notifyWritable(c)
+		c.on.notifyWritable(c)
 	}
 }
 
@@ -261,7 +281,7 @@ func (c *Conn) CloseWrite() error {
 	if !c.Attached() {
 		return net.ErrClosed
 	}
-	return (*c.on).closeWrite(c)
+	return c.on.closeWrite(c)
 }
 
 // Close cuts the connection. No callback starts after it has returned; one that is running or just being entered
@@ -270,7 +290,7 @@ func (c *Conn) Close() error {
 	if c.state.Load()&stateAttached == 0 {
 		return net.ErrClosed
 	}
-	return (*c.on).close(c)
+	return c.on.close(c)
 }
 
 // Attached reports whether the connection is attached and not closed.

@@ -47,6 +47,22 @@ func (r *record) Writable() {
 	}
 }
 
+// group is a group for r alone.
+func group(p *Poller, r handled) *Group { return p.Group(handler{r}) }
+
+// handled is a record that is told of its own connection only.
+type handled interface {
+	Input(w *Worker, p []byte) bool
+	End(w *Worker, err error)
+	Writable()
+}
+
+type handler struct{ r handled }
+
+func (h handler) Input(_ *Conn, w *Worker, p []byte) bool { return h.r.Input(w, p) }
+func (h handler) End(_ *Conn, w *Worker, err error)       { h.r.End(w, err) }
+func (h handler) Writable(*Conn)                          { h.r.Writable() }
+
 // world is a poller and a way to make connections.
 type world struct {
 	*testing.T
@@ -58,7 +74,7 @@ type world struct {
 func (w *world) attach(r *record) (client net.Conn) {
 	w.Helper()
 	server, client := w.pair()
-	w.must(w.p.Attach(&r.Conn, server, r))
+	w.must(group(w.p, r).Attach(&r.Conn, server))
 	r.Resume()
 	return client
 }
@@ -152,8 +168,8 @@ func everyForm(t *testing.T, o Options, f func(w *world)) {
 }
 
 func TestConnStaysSmall(t *testing.T) {
-	if n := unsafe.Sizeof(Conn{}); n > 32 {
-		t.Errorf("Conn is %d bytes, promised are 32", n)
+	if n := unsafe.Sizeof(Conn{}); n > 16 {
+		t.Errorf("Conn is %d bytes, promised are 16", n)
 	}
 }
 
@@ -220,7 +236,7 @@ func TestAttachStartsPaused(t *testing.T) {
 		}}
 		server, client := w.pair()
 		client.Write([]byte("early"))
-		w.must(w.p.Attach(&r.Conn, server, r))
+		w.must(group(w.p, r).Attach(&r.Conn, server))
 		rounds(w, 20)
 		resumed.Store(true)
 		r.Resume()
@@ -488,7 +504,7 @@ func TestPausedPeerResetIsQuietAndToldAfterResume(t *testing.T) {
 		ended := make(chan error, 2)
 		r := &record{end: func(err error) { ended <- err }}
 		server, client := w.pair()
-		w.must(w.p.Attach(&r.Conn, server, r))
+		w.must(group(w.p, r).Attach(&r.Conn, server))
 		if tc, ok := client.(*net.TCPConn); ok {
 			tc.SetLinger(0)
 		}
@@ -645,7 +661,7 @@ func TestPollerCloseClosesWhatIsAttached(t *testing.T) {
 		}
 		server, client := w.pair()
 		var r record
-		if err := p.Attach(&r.Conn, server, &r); !errors.Is(err, net.ErrClosed) {
+		if err := group(p, &r).Attach(&r.Conn, server); !errors.Is(err, net.ErrClosed) {
 			w.Errorf("Attach after Close: %v", err)
 		}
 		if _, err := client.Read(make([]byte, 1)); err == nil {
@@ -659,7 +675,7 @@ func TestAttachTwiceIsRefused(t *testing.T) {
 		var r record
 		first := w.attach(&r)
 		server, client := w.pair()
-		if err := w.p.Attach(&r.Conn, server, &r); err == nil {
+		if err := group(w.p, &r).Attach(&r.Conn, server); err == nil {
 			w.Error("no error")
 		}
 		if _, err := client.Read(make([]byte, 1)); err == nil {
@@ -687,7 +703,7 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 					server, client := w.pair()
 					pairing.Unlock()
 					r := &record{}
-					if err := w.p.Attach(&r.Conn, server, r); err != nil {
+					if err := group(w.p, r).Attach(&r.Conn, server); err != nil {
 						w.Error(err)
 						return
 					}

@@ -31,7 +31,7 @@ func TestChosenPeriodsAreSet(t *testing.T) {
 			w.must(err)
 			defer dup.Close()
 			r := &record{}
-			w.must(p.Attach(&r.Conn, server, r))
+			w.must(group(p, r).Attach(&r.Conn, server))
 			for name, want := range map[int]int{
 				unix.TCP_KEEPIDLE: tc.idle, unix.TCP_KEEPINTVL: tc.interval, unix.TCP_USER_TIMEOUT: tc.timeout,
 			} {
@@ -50,7 +50,7 @@ func TestPeerWithoutRoomEndsAtTheUserTimeout(t *testing.T) {
 	server, _ := w.pair()
 	ended := make(chan error, 1)
 	r := &record{end: func(err error) { ended <- err }}
-	w.must(w.p.Attach(&r.Conn, server, r))
+	w.must(group(w.p, r).Attach(&r.Conn, server))
 	r.Resume()
 	for {
 		n, err := r.Write(make([]byte, 1<<20))

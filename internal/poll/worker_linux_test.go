@@ -30,7 +30,7 @@ func (w *world) runs(f func(r *turner, wk *Worker, p []byte) bool) (*turner, net
 	r := &turner{}
 	r.input = func(wk *Worker, p []byte) bool { return f(r, wk, p) }
 	server, client := w.pair()
-	w.must(w.p.Attach(&r.Conn, server, r))
+	w.must(group(w.p, r).Attach(&r.Conn, server))
 	r.Resume()
 	client.SetDeadline(time.Now().Add(30 * time.Second))
 	return r, client
@@ -364,7 +364,7 @@ func TestConnClosedWhileItsCallbackBlocks(t *testing.T) {
 	}
 	h := &record{}
 	h.input = func(p []byte) bool { h.Write(p); return true }
-	w.must(w.p.register(&h.Conn, takeNumber(t, server, number), h))
+	w.must(group(w.p, h).enter(&h.Conn, takeNumber(t, server, number), 0))
 	h.Resume()
 	heir.SetDeadline(time.Now().Add(30 * time.Second))
 	w.echo(heir, "before")

@@ -12,6 +12,7 @@ import (
 	"net"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/hibernate-go/hibernate/internal/alarm"
 	"github.com/hibernate-go/hibernate/internal/limit"
@@ -120,7 +121,7 @@ const MaxCopied = 1 << 10
 
 // A Socket is one accepted WebSocket.
 type Socket struct {
-	conn  poll.Conn // safe for concurrent use; attached by Open
+	conn  poll.Conn // first, see of; safe for concurrent use; attached by Open
 	owner Owner     // immutable
 
 	// Place in the owner's List; guarded by the owner's lock.
@@ -211,28 +212,40 @@ func (s *Socket) Window() wire.Window { return s.window }
 // Owner is the object that accepted the socket.
 func (s *Socket) Owner() Owner { return s.owner }
 
+// Handler is that of the group to which the connections of sockets belong.
+type Handler struct{}
+
+func (Handler) Input(c *poll.Conn, w *poll.Worker, p []byte) (more bool) { return of(c).Input(w, p) }
+func (Handler) End(c *poll.Conn, w *poll.Worker, err error)              { of(c).End(w, err) }
+func (Handler) Writable(c *poll.Conn)                                    { of(c).Writable() }
+
+// of is the socket that c is the first field of: there is no room in it for a pointer to itself.
+func of(c *poll.Conn) *Socket { return (*Socket)(unsafe.Pointer(c)) }
+
+const _ = -unsafe.Offsetof(Socket{}.conn) // does not compile unless it is 0
+
 // Open connects s: response is written first, then whatever was sent before,
 // and input is decoded from early on (bytes that were read behind the request).
 // nc is taken over, also on error.
-func (s *Socket) Open(p *poll.Poller, nc net.Conn, response, early []byte) error {
+func (s *Socket) Open(g *poll.Group, nc net.Conn, response, early []byte) error {
 	if s.wasCut() {
 		nc.Close()
 		return net.ErrClosed
 	}
-	if err := p.Attach(&s.conn, nc, s); err != nil {
+	if err := g.Attach(&s.conn, nc); err != nil {
 		return err
 	}
 	return s.open(response, early)
 }
 
-// Adopt is Open with the connection of another record of p, by [poll.Poller.Move]
+// Adopt is Open with the connection of another record, by [poll.Group.Move]
 // and under its conditions. On error from is closed.
-func (s *Socket) Adopt(p *poll.Poller, from *poll.Conn, response, early []byte) error {
+func (s *Socket) Adopt(g *poll.Group, from *poll.Conn, response, early []byte) error {
 	if s.wasCut() {
 		from.Close()
 		return net.ErrClosed
 	}
-	if err := p.Move(&s.conn, from, s); err != nil {
+	if err := g.Move(&s.conn, from); err != nil {
 		from.Close()
 		return err
 	}

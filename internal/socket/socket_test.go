@@ -146,7 +146,7 @@ func newBenchOver(t *testing.T, server, client net.Conn, o poll.Options, cfg Con
 		timers.Stop()
 	})
 	b.s.Emit(Frame{Bytes: wire.AppendFrame(nil, wire.Text, []byte("before"))})
-	if err := b.s.Open(p, server, []byte("HEAD\n"), early); err != nil {
+	if err := b.s.Open(p.Group(Handler{}), server, []byte("HEAD\n"), early); err != nil {
 		t.Fatal(err)
 	}
 	if line, err := b.r.ReadString('\n'); err != nil || line != "HEAD\n" {
@@ -299,7 +299,7 @@ func newBenchOn(t *testing.T, b *bench) *bench {
 	server, client := tcpPair(t)
 	x := &bench{t: t, owner: &owner{cfg: b.owner.cfg, events: make(chan Event, 100)}, peer: client, r: bufio.NewReader(client), clock: b.clock, poll: b.poll}
 	x.s = New(x.owner, Tags{}, nil, 0)
-	if err := x.s.Open(b.poll, server, []byte("HEAD\n"), nil); err != nil {
+	if err := x.s.Open(b.poll.Group(Handler{}), server, []byte("HEAD\n"), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := x.r.ReadString('\n'); err != nil {
