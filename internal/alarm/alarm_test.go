@@ -309,17 +309,20 @@ func TestSchedulerTriesAgainWhatWasRefused(t *testing.T) {
 }
 
 func TestSchedulerLooksAgainForAClockThatWasSet(t *testing.T) {
-	c := NewFake(start)
-	src := &shelf{open: map[string]func(){}, entries: []Entry{entry("a", start.Add(time.Hour))}}
-	s := NewScheduler(c, src)
-	defer s.Wait()
-	defer s.Stop()
-	s.Wake()
-	for src.busy.Load() > 0 {
-		time.Sleep(time.Millisecond) // the scan is on its own goroutine
-	}
-	at, ok := c.Next()
-	if !ok || at.Sub(start) > relook {
-		t.Fatalf("next look at %v, %v", at.Sub(start), ok)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := NewFake(start)
+		src := &shelf{open: map[string]func(){}, entries: []Entry{entry("a", start.Add(time.Hour))}}
+		s := NewScheduler(c, src)
+		defer s.Wait()
+		defer s.Stop()
+		s.Wake()
+		synctest.Wait() // the scan is on its own goroutine
+		if n := src.busy.Load(); n != 0 {
+			t.Fatalf("busy with %d scans after the first", n)
+		}
+		at, ok := c.Next()
+		if !ok || at.Sub(start) > relook {
+			t.Fatalf("next look at %v, %v", at.Sub(start), ok)
+		}
+	})
 }
