@@ -109,6 +109,7 @@ func newDiskRig(t *testing.T, d *disk, o *hibernate.Options) *rig {
 		t.Fatal(err)
 	}
 	r.rt = rt
+	r.guard()
 	t.Cleanup(r.shut)
 	return r
 }

@@ -153,6 +153,6 @@ func inTime(t *testing.T, what string, f func()) {
 	select {
 	case <-done:
 	case <-time.After(patience):
-		panic(what + " hangs")
+		hangs(what)
 	}
 }

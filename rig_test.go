@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -76,8 +77,24 @@ func newRigAt(t *testing.T, dir string, o *hibernate.Options, now time.Time) *ri
 		t.Fatal(err)
 	}
 	r.rt = rt
+	r.guard()
 	t.Cleanup(r.shut)
 	return r
+}
+
+// guard ends the process if the test, its cleanup included, hangs somewhere that has no limit of its own.
+func (r *rig) guard() {
+	if os.Getenv("HIBERNATE_SLOW") != "" {
+		return
+	}
+	timer := time.AfterFunc(4*patience, func() { hangs(r.t.Name()) })
+	r.t.Cleanup(func() { timer.Stop() })
+}
+
+// hangs ends the process and shows all goroutines.
+func hangs(what string) {
+	debug.SetTraceback("all")
+	panic(what + " hangs")
 }
 
 // shut closes the server and the runtime. A second call does nothing.

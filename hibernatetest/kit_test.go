@@ -21,6 +21,9 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
+// short is the patience of kits that are to lose it, and long enough for what they do before on a busy machine.
+const short = 3 * time.Second
+
 // A script is what the instances of class Room do; nil functions do nothing.
 type script struct {
 	construct func(ctx context.Context, r *room) error
@@ -311,7 +314,7 @@ func TestLeakedWorkFailsTheTest(t *testing.T) {
 			want = append(want, `WaitUntil work "poll the weather" of Room/a`)
 		}
 		mustFail(t, func(t testing.TB) {
-			k := hibernatetest.New(t, s.setup, &hibernatetest.Options{Patience: time.Second, Runtime: hibernate.Options{ProfileLabels: name == "goroutine"}})
+			k := hibernatetest.New(t, s.setup, &hibernatetest.Options{Patience: short, Runtime: hibernate.Options{ProfileLabels: name == "goroutine"}})
 			c := k.Dial("/room/a")
 			c.Send("x")
 			c.Expect("x")
@@ -357,11 +360,11 @@ func TestUnansweredExpectFailsTheTest(t *testing.T) {
 		t.Errorf("with nobody who could send, Expect took %v", took)
 	}
 	mustFail(t, func(t testing.TB) {
-		k := hibernatetest.New(t, silent.setup, &hibernatetest.Options{Patience: time.Second})
+		k := hibernatetest.New(t, silent.setup, &hibernatetest.Options{Patience: short})
 		c := k.Dial("/room/a")
 		c.Send("await")
 		c.Expect("welcome")
-	}, `and nothing came in 1s`, `Room/a is blocked`, `kept in memory by Await`)
+	}, "and nothing came in "+short.String(), `Room/a is blocked`, `kept in memory by Await`)
 }
 
 func TestHandlerThatHoldsItsTurnFailsTheTest(t *testing.T) {
@@ -373,11 +376,11 @@ func TestHandlerThatHoldsItsTurnFailsTheTest(t *testing.T) {
 	}}
 	mustFail(t, func(t testing.TB) {
 		t.Cleanup(func() { close(release) })
-		k := hibernatetest.New(t, s.setup, &hibernatetest.Options{Patience: time.Second})
+		k := hibernatetest.New(t, s.setup, &hibernatetest.Options{Patience: short})
 		c := k.Dial("/room/a")
 		c.Send("x")
 		k.Advance(time.Second)
-	}, "Advance by 1s, at +0s: still at work after 1s", "Room/a is running", `by turn "message"`, "WebSocketMessage", "hibernate.Await")
+	}, "Advance by 1s, at +0s: still at work after "+short.String(), "Room/a is running", `by turn "message"`, "WebSocketMessage", "hibernate.Await")
 }
 
 func TestPanicFailsTheTest(t *testing.T) {
@@ -590,9 +593,9 @@ func TestRunInObject(t *testing.T) {
 	release := make(chan struct{})
 	mustFail(t, func(t testing.TB) {
 		t.Cleanup(func() { close(release) })
-		k := hibernatetest.New(t, (&script{}).setup, &hibernatetest.Options{Patience: time.Second})
+		k := hibernatetest.New(t, (&script{}).setup, &hibernatetest.Options{Patience: short})
 		_ = hibernatetest.RunInObject(k, k.Object("Room", "a"), func(context.Context, *room) error { <-release; return nil })
-	}, "RunInObject of Room/a: not done after 1s", "Room/a is running", "TestRunInObject")
+	}, "RunInObject of Room/a: not done after "+short.String(), "Room/a is running", "TestRunInObject")
 	mustFail(t, func(t testing.TB) {
 		k := hibernatetest.New(t, (&script{}).setup, nil)
 		k.Object("Rum", "a")

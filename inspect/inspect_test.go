@@ -154,7 +154,7 @@ func TestOverviewShowsObjectsByClassAndState(t *testing.T) {
 	if err := s.rt.Evict(context.Background(), s.rooms.IDFromName("cellar")); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second) // its record goes right behind its instance
+	deadline := time.Now().Add(30 * time.Second) // its record goes right behind its instance
 	for strings.Contains(s.get(""), "cellar") {
 		if time.Now().After(deadline) {
 			t.Fatal("an object that is only stored is in the list of what is in memory")
