@@ -45,8 +45,8 @@ func (d *door) next(t *testing.T) *Descriptor {
 	select {
 	case c := <-d.got:
 		return c
-	case <-time.After(10 * time.Second):
-		t.Fatal("nothing was accepted in 10 s")
+	case <-time.After(hang):
+		t.Fatalf("nothing was accepted in %v", hang)
 		return nil
 	}
 }
@@ -78,8 +78,8 @@ func (g *guest) expect(t *testing.T, want string) {
 		select {
 		case s := <-g.input:
 			got += s
-		case <-time.After(10 * time.Second):
-			t.Fatalf("read %q in 10 s, want %q", got, want)
+		case <-time.After(hang):
+			t.Fatalf("read %q in %v, want %q", got, hang, want)
 		}
 	}
 }
@@ -216,8 +216,8 @@ func TestNoDescriptorsLeftIsToldOncePerResume(t *testing.T) {
 			if !errors.Is(err, unix.EMFILE) {
 				t.Fatalf("accepting failed with %v", err)
 			}
-		case <-time.After(10 * time.Second):
-			t.Fatal("nothing failed in 10 s")
+		case <-time.After(hang):
+			t.Fatalf("nothing failed in %v", hang)
 		}
 		select {
 		case err := <-d.failed:

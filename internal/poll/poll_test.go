@@ -76,6 +76,7 @@ func (w *world) attach(r *record) (client net.Conn) {
 	server, client := w.pair()
 	w.must(group(w.p, r).Attach(&r.Conn, server))
 	r.Resume()
+	client.SetDeadline(time.Now().Add(hang))
 	return client
 }
 
@@ -86,13 +87,16 @@ func (w *world) must(err error) {
 	}
 }
 
+// hang is how long a test waits for what has to come, however busy the machine is.
+const hang = 30 * time.Second
+
 // wait fails the test instead of hanging for ever.
 func wait[V any](t testing.TB, what string, c <-chan V) V {
 	t.Helper()
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(30 * time.Second):
+	case <-time.After(hang):
 		t.Fatalf("%s: nothing came", what)
 		panic("unreachable")
 	}
@@ -146,7 +150,7 @@ func everyForm(t *testing.T, o Options, f func(w *world)) {
 		network    string
 		goroutines bool
 		loops      int
-		processors int // that a new poller sees
+		processors int // that a new poller sees, and has at least
 	}{
 		{"system/tcp", "tcp", false, 1, 2},
 		{"system/unix", "unix", false, 1, 2},
@@ -161,7 +165,8 @@ func everyForm(t *testing.T, o Options, f func(w *world)) {
 			pair := pairs(t, form.network)
 			before := runtime.GOMAXPROCS(form.processors)
 			p := newPoller(t, o)
-			runtime.GOMAXPROCS(before)
+			runtime.GOMAXPROCS(max(before, form.processors))
+			defer runtime.GOMAXPROCS(before)
 			f(&world{t, p, pair})
 		})
 	}
@@ -266,6 +271,7 @@ func startRounds(w *world) (round, end func()) {
 	b := []byte{0}
 	return func() {
 		w.Helper()
+		client.SetDeadline(time.Now().Add(hang))
 		client.Write(b)
 		if _, err := io.ReadFull(client, b); err != nil {
 			w.Fatal(err)
@@ -370,7 +376,7 @@ func TestResumeBesideInputFalseIsNotLost(t *testing.T) {
 				}
 				select {
 				case <-done:
-				case <-time.After(30 * time.Second):
+				case <-time.After(hang):
 					w.Errorf("conn %d stalled, state %b", i, r.state.Load())
 				}
 				r.Close()
@@ -388,7 +394,7 @@ func TestSlowReaderGetsEverything(t *testing.T) {
 			data := make([]byte, 8<<20)
 			rand.Read(data)
 			rest := data
-			var short int
+			short := make(chan struct{}, 1) // a Write was
 			done := make(chan struct{})
 			r := &record{input: func([]byte) bool { return !paused }}
 			send := func() {
@@ -401,7 +407,10 @@ func TestSlowReaderGetsEverything(t *testing.T) {
 					}
 					rest = rest[n:]
 					if len(rest) > 0 && n == 0 {
-						short++
+						select {
+						case short <- struct{}{}:
+						default:
+						}
 						r.NotifyWritable()
 						return
 					}
@@ -415,6 +424,7 @@ func TestSlowReaderGetsEverything(t *testing.T) {
 			client := w.attach(r)
 			client.Write([]byte("pauses it"))
 			r.NotifyWritable()
+			wait(w, "a short Write", short)
 			var got bytes.Buffer
 			b := make([]byte, 10000)
 			for i := 0; ; i++ {
@@ -426,9 +436,6 @@ func TestSlowReaderGetsEverything(t *testing.T) {
 				w.must(err)
 			}
 			wait(w, "the last Write", done)
-			if short == 0 {
-				w.Error("no Write was short")
-			}
 			if !bytes.Equal(got.Bytes(), data) {
 				w.Errorf("%d bytes differ from the %d sent", got.Len(), len(data))
 			}
@@ -585,6 +592,7 @@ func TestGreedyPeerLeavesOthersTheirTurn(t *testing.T) {
 	everyForm(t, Options{BufferSize: 64}, func(w *world) {
 		stop := make(chan struct{})
 		client := w.attach(new(record))
+		client.SetDeadline(time.Time{})
 		var greedy sync.WaitGroup
 		greedy.Go(func() {
 			b := make([]byte, 1<<20)
@@ -597,7 +605,7 @@ func TestGreedyPeerLeavesOthersTheirTurn(t *testing.T) {
 				}
 			}
 		})
-		rounds(w, 200)
+		rounds(w, 20)
 		close(stop)
 		greedy.Wait()
 	})
@@ -697,8 +705,8 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 		var pairing sync.Mutex
 		for id := range 6 {
 			all.Go(func() {
-				for round := range 25 {
-					mark := byte(id*25 + round)
+				for round := range 8 {
+					mark := byte(id*8 + round)
 					pairing.Lock()
 					server, client := w.pair()
 					pairing.Unlock()
@@ -726,7 +734,8 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 						})
 					}
 					users.Go(func() {
-						buf := make([]byte, 3000)
+						client.SetDeadline(time.Now().Add(hang))
+						buf := make([]byte, 64<<10)
 						for i := 0; ; i++ {
 							if i == 3 {
 								users.Go(func() { r.Close() })

@@ -32,7 +32,7 @@ func (w *world) runs(f func(r *turner, wk *Worker, p []byte) bool) (*turner, net
 	server, client := w.pair()
 	w.must(group(w.p, r).Attach(&r.Conn, server))
 	r.Resume()
-	client.SetDeadline(time.Now().Add(30 * time.Second))
+	client.SetDeadline(time.Now().Add(hang))
 	return r, client
 }
 
@@ -69,7 +69,7 @@ func within(t *testing.T, what string, release chan struct{}, c <-chan struct{})
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hang):
 		close(release)
 		t.Fatalf("%s: nothing came while a callback blocked", what)
 	}
@@ -366,7 +366,7 @@ func TestConnClosedWhileItsCallbackBlocks(t *testing.T) {
 	h.input = func(p []byte) bool { h.Write(p); return true }
 	w.must(group(w.p, h).enter(&h.Conn, takeNumber(t, server, number), 0))
 	h.Resume()
-	heir.SetDeadline(time.Now().Add(30 * time.Second))
+	heir.SetDeadline(time.Now().Add(hang))
 	w.echo(heir, "before")
 	close(release)
 	wait(t, "the end", over)
@@ -380,7 +380,7 @@ func TestManyShortTurnsGiveWay(t *testing.T) {
 	entered, served := make(chan struct{}), make(chan struct{})
 	_, many := w.runs(func(r *turner, wk *Worker, p []byte) bool {
 		close(entered)
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		for end := time.Now().Add(hang); time.Now().Before(end); {
 			wk.Enter(nil)
 			for soon := time.Now().Add(watchTick / 50); time.Now().Before(soon); {
 				runtime.Gosched()
@@ -392,7 +392,7 @@ func TestManyShortTurnsGiveWay(t *testing.T) {
 			default:
 			}
 		}
-		t.Error("another connection was not served beside 10 s of short turns")
+		t.Errorf("another connection was not served beside %v of short turns", hang)
 		return true
 	})
 	other := w.echoes()
@@ -445,9 +445,9 @@ func TestWatchSleepsWithTheLoop(t *testing.T) {
 		if !l.watched.Load() {
 			t.Error("the loop worked and was not watched")
 		}
-		for end := time.Now().Add(10 * time.Second); l.watched.Load(); {
+		for end := time.Now().Add(hang); l.watched.Load(); {
 			if time.Now().After(end) {
-				t.Fatal("the watch ticks for 10 s though nothing happens")
+				t.Fatalf("the watch ticks for %v though nothing happens", hang)
 			}
 			time.Sleep(watchTick) // nobody tells of its sleep
 		}
