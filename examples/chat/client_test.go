@@ -19,7 +19,7 @@ import (
 )
 
 // patience is how long a test waits for something that must happen.
-const patience = 20 * time.Second
+const patience = 30 * time.Second
 
 // serve runs the chat's handler in this process and returns its URL.
 func serve(t *testing.T, dir string, idle time.Duration) string {

@@ -14,7 +14,7 @@ import (
 )
 
 // patience is how long a test waits for what must not hang.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // TestFaults fails each operation of the disk in turn, once and from then on,
 // with rotations of the WAL and flushes in between. No commit is answered with
