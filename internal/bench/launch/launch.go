@@ -58,7 +58,7 @@ type Server struct {
 	output tail
 }
 
-const starting = 10 * time.Second
+const starting = 30 * time.Second
 
 // Start runs a program with -addr, and returns when it accepts connections. The process gets SIGTERM when ctx ends or
 // Stop is called, SIGKILL two seconds later, and SIGKILL when the calling thread ends: call it on a goroutine that is

@@ -38,7 +38,7 @@ func connect(c *config) (any, error) {
 	hello := frame(c.opcode(), make([]byte, c.size))
 	before := c.server.memory()
 	var stop, measuring atomic.Bool
-	var next, fails atomic.Int64
+	var next, made, fails atomic.Int64
 	var first atomic.Pointer[string]
 	latencies := make([]histogram, c.parallel)
 	var wg sync.WaitGroup
@@ -50,6 +50,7 @@ func connect(c *config) (any, error) {
 				if err == nil {
 					if measuring.Load() {
 						latencies[k].add(now() - begin)
+						made.Add(1)
 					}
 					if c.mode == "churn" {
 						err = w.exchange(hello)
@@ -68,7 +69,9 @@ func connect(c *config) (any, error) {
 	time.Sleep(c.warm)
 	measuring.Store(true)
 	m := c.server.meter()
-	time.Sleep(c.measure)
+	if err := c.measured(sleep, func() bool { return made.Load()+fails.Load() > 0 }); err != nil {
+		return nil, err
+	}
 	measuring.Store(false)
 	passed := m.stop()
 	stop.Store(true)
@@ -83,7 +86,9 @@ func connect(c *config) (any, error) {
 		}
 		return nil, errNothing
 	}
-	time.Sleep(c.settle)
+	if err := c.rest(sleep); err != nil {
+		return nil, err
+	}
 	if c.gc {
 		c.server.freeMemory()
 	}
@@ -98,6 +103,11 @@ func connect(c *config) (any, error) {
 		r.FirstErr = *text
 	}
 	return r, nil
+}
+
+func sleep(d time.Duration) error {
+	time.Sleep(d)
+	return nil
 }
 
 // exchange sends a frame and reads as many bytes as the echo has: a server's frame is four bytes shorter.

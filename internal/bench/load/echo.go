@@ -49,8 +49,9 @@ type echoResult struct {
 }
 
 var (
-	errNothing = errors.New("nothing came back")
-	errSpurned = errors.New("an answer to no message")
+	errNothing  = errors.New("nothing came back")
+	errSpurned  = errors.New("an answer to no message")
+	errRestless = errors.New("the server has not settled in 60 s")
 )
 
 // echo is a closed loop: what is answered is sent again. Answers that are read together are followed by one write.
@@ -133,7 +134,7 @@ func (c *config) echo(rate float64) (any, error) {
 	}
 	measuring = true
 	m := c.server.meter()
-	if err := during(c.measure); err != nil {
+	if err := c.measured(during, func() bool { return latency.n > 0 }); err != nil {
 		return nil, err
 	}
 	passed := m.stop()

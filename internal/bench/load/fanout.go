@@ -76,7 +76,7 @@ func fanout(c *config) (any, error) {
 	}
 	measuring = true
 	m := c.server.meter()
-	if err := during(c.measure); err != nil {
+	if err := c.measured(during, func() bool { return last.n > 0 }); err != nil {
 		return nil, err
 	}
 	passed := m.stop()

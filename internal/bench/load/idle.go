@@ -77,7 +77,7 @@ func idle(c *config) (any, error) {
 				return nil, err
 			}
 		}
-		if err := l.during(c.settle); err != nil {
+		if err := c.rest(l.during); err != nil {
 			return nil, err
 		}
 		m := c.server.memory()

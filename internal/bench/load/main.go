@@ -39,6 +39,7 @@ type config struct {
 
 	warm, measure time.Duration
 	settle        time.Duration // longer than the server's hibernation delay
+	settled       func() bool   // what tests wait for instead; nil: nothing
 	gc            bool
 	touch         bool // idle: every connection says one thing before it falls silent
 	stats         bool // idle: ask the server for /stats
@@ -54,6 +55,32 @@ func (c *config) room(i int) int {
 		return i % c.rooms
 	}
 	return i
+}
+
+// rest spends the time with during that the server needs for what it does behind its answers.
+func (c *config) rest(during func(time.Duration) error) error {
+	if c.settled == nil {
+		return during(c.settle)
+	}
+	for end := now() + time.Minute; !c.settled(); {
+		if now() > end {
+			return errRestless
+		}
+		if err := during(10 * time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measured spends the time with during that is to be measured, and more if nothing has come back meanwhile: the machine
+// may have been busy with something else.
+func (c *config) measured(during func(time.Duration) error, came func() bool) error {
+	for end := now() + time.Minute; ; {
+		if err := during(c.measure); err != nil || came() || now() > end {
+			return err
+		}
+	}
 }
 
 func (c *config) opcode() byte {

@@ -98,7 +98,7 @@ func wake(c *config) (any, error) {
 		atOnce int
 	}{{false, 64}, {true, 1}, {false, 1}, {true, len(rooms)}, {false, len(rooms)}} {
 		if step.settle {
-			if err := l.during(c.settle); err != nil {
+			if err := c.rest(l.during); err != nil {
 				return nil, err
 			}
 		}

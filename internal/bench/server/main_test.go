@@ -35,7 +35,7 @@ func TestServerSpeaksTheBenchmarksProtocol(t *testing.T) {
 				if err != nil || br != nil {
 					t.Fatal(br, err)
 				}
-				conn.SetDeadline(time.Now().Add(10 * time.Second))
+				conn.SetDeadline(time.Now().Add(30 * time.Second))
 				return conn
 			}
 			expect := func(conn net.Conn, op ws.OpCode, want string) {
