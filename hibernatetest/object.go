@@ -170,6 +170,7 @@ func (k *Kit) RunAlarm(s hibernate.Stub) error {
 		k.fatalf("RunAlarm of %s: %v", k.title(s), err)
 	}
 	if !set {
+		k.settle("RunAlarm of " + k.title(s)) // the object's record goes behind the answer
 		k.fatalf("RunAlarm of %s: no alarm is set\n\t%s", k.title(s), k.describe(s.ID(), s.Name()))
 	}
 	k.settle("RunAlarm of " + k.title(s))
