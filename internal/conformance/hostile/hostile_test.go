@@ -33,8 +33,8 @@ func TestMain(m *testing.M) {
 const rooms = 4
 
 // besiege attacks until standard input ends, with as many clients of each kind at
-// each door as HOSTILE_EACH says. It prints a line when it begins, and then how often
-// each kind has attacked.
+// each door as HOSTILE_EACH says. It prints a line when each kind has attacked so often,
+// and in the end how often each has.
 func besiege(doors []string) {
 	each, err := strconv.Atoi(os.Getenv("HOSTILE_EACH"))
 	if err != nil {
@@ -45,13 +45,19 @@ func besiege(doors []string) {
 		io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	fmt.Println("begun")
 	times := make([]atomic.Int64, len(kinds))
+	var at atomic.Int64 // how many kinds are at it
 	var wg sync.WaitGroup
 	for k := range kinds {
 		for _, addr := range doors {
 			for i := range each {
-				wg.Go(func() { times[k].Add(int64(attack(ctx, kinds[k], addr, roomPath(i%rooms)))) })
+				wg.Go(func() {
+					attack(ctx, kinds[k], addr, roomPath(i%rooms), func() {
+						if times[k].Add(1) == int64(each) && at.Add(1) == int64(len(kinds)) {
+							fmt.Println("begun")
+						}
+					})
+				})
 			}
 		}
 	}
@@ -62,7 +68,7 @@ func besiege(doors []string) {
 }
 
 // siege has a process of its own besiege s, until the function it returns is called,
-// which tells how often each kind has attacked.
+// which tells how often each kind has attacked: at least as often as each says.
 func siege(tb testing.TB, s *server, each int) (end func() []int) {
 	tb.Helper()
 	exe, err := os.Executable()
@@ -84,7 +90,9 @@ func siege(tb testing.TB, s *server, each int) (end func() []int) {
 		tb.Fatal(err)
 	}
 	lines := bufio.NewScanner(out)
+	hurry := time.AfterFunc(limit, func() { cmd.Process.Kill() })
 	lines.Scan()
+	hurry.Stop()
 	end = sync.OnceValue(func() (times []int) {
 		in.Close()
 		for lines.Scan() {
@@ -100,6 +108,9 @@ func siege(tb testing.TB, s *server, each int) (end func() []int) {
 		return times
 	})
 	tb.Cleanup(func() { end() })
+	if lines.Text() != "begun" {
+		tb.Errorf("the hostile clients have not all attacked within %v, but say %q", limit, lines.Text())
+	}
 	return end
 }
 
@@ -116,15 +127,16 @@ func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
 	employ(t, s)
 	before := measure(t, s, len(c))
 
-	end := siege(t, s, each)
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
+	ctx, cancel := context.WithCancel(context.Background())
 	var visits int
 	var slowest time.Duration
-	var visitErr error
+	var err, visitErr error
 	var wg sync.WaitGroup
 	wg.Go(func() { visits, slowest, visitErr = comeAndGo(ctx, s) })
-	err := c.talk(ctx)
+	wg.Go(func() { err = c.talk(ctx) })
+	end := siege(t, s, each)
+	time.Sleep(d) // that long it lasts
+	cancel()
 	wg.Wait()
 	times := end()
 	if err == nil {
@@ -140,15 +152,13 @@ func TestHonestClientsNoticeNothingOfHostileOnes(t *testing.T) {
 		longest = max(longest, h.longest)
 	}
 	if longest > patience || slowest > patience {
-		t.Errorf("an honest client waited for %v, a visitor for %v", longest, slowest)
+		t.Errorf("the process worked for %v while an honest client waited, for %v while a visitor did", longest, slowest)
 	}
 	attacks := 0
-	for k, n := range times {
-		if attacks += n; n < each {
-			t.Errorf("%s: only %d attacks", kinds[k].name, n)
-		}
+	for _, n := range times {
+		attacks += n
 	}
-	t.Logf("%d attacks of %d kinds by %d clients; %d honest messages, the slowest took %v; %d visits, the slowest took %v",
+	t.Logf("%d attacks of %d kinds by %d clients; %d honest messages, the slowest beside work of %v; %d visits, the slowest beside %v",
 		attacks, len(kinds), len(kinds)*each*len(s.doors), messages, longest, visits, slowest)
 
 	over := time.Now()
@@ -199,7 +209,7 @@ func measure(t *testing.T, s *server, sockets int, before ...footprint) footprin
 	t.Helper()
 	var f footprint
 	var stats hibernate.Stats
-	for steady, deadline := 0, time.Now().Add(10*time.Second); steady < 20; {
+	for steady, deadline := 0, time.Now().Add(limit); steady < 20; {
 		last := f
 		f.goroutines, f.descriptors, stats = runtime.NumGoroutine(), descriptors(), s.rt.Stats()
 		calm := stats.Sockets == int64(sockets) && stats.ObjectsInMemory == 0 && f == last
@@ -247,7 +257,6 @@ func BenchmarkEchoBesideHostileClients(b *testing.B) {
 			c := gather(b, s, 32, rooms)
 			if hostile {
 				siege(b, s, 4)
-				time.Sleep(2 * time.Second) // the attack is under way; nothing tells when all have begun
 			}
 			took := make([]time.Duration, 0, b.N)
 			for b.Loop() {

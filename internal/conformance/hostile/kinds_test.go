@@ -211,8 +211,8 @@ type attacker struct {
 	path string
 }
 
-// attack runs an attacker of kind k against addr until ctx ends.
-func attack(ctx context.Context, k kind, addr, path string) (times int) {
+// attack runs an attacker of kind k against addr until ctx ends, and calls connected each time it has a connection.
+func attack(ctx context.Context, k kind, addr, path string, connected func()) {
 	for ctx.Err() == nil {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", addr)
@@ -222,13 +222,12 @@ func attack(ctx context.Context, k kind, addr, path string) (times int) {
 		}
 		conn.(*net.TCPConn).SetLinger(0) // no port of ours waits for the peer
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		connected()
 		k.attack(&attacker{ctx, conn, path})
 		stop()
 		conn.Close()
-		times++
 		pause(ctx, 20*time.Millisecond)
 	}
-	return times
 }
 
 // pause waits and reports whether the attack goes on.

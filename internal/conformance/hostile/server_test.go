@@ -100,7 +100,7 @@ func serve(tb testing.TB) *server {
 				tb.Fatal(err)
 			}
 		}
-		srv := &http.Server{Handler: mux, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)}
+		srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)}
 		go srv.Serve(ln)
 		tb.Cleanup(func() { srv.Close() })
 	}
