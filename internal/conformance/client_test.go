@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
@@ -48,6 +49,7 @@ func connect(addr, path string, protocols []string, silent bool) (c *client, res
 	if err != nil {
 		return nil, nil, err
 	}
+	_ = conn.SetDeadline(time.Now().Add(impatience)) // of the handshake
 	c = &client{conn: conn.(*net.TCPConn), silent: silent, ended: make(chan struct{})}
 	r := bufio.NewReader((*watched)(c))
 	const key = "dGhlIHNhbXBsZSBub25jZQ==" // RFC 6455 §1.3
@@ -73,6 +75,7 @@ func connect(addr, path string, protocols []string, silent bool) (c *client, res
 		conn.Close()
 		return nil, nil, fmt.Errorf("wrong Sec-WebSocket-Accept %q", got)
 	}
+	_ = conn.SetDeadline(time.Time{})
 	go c.read(r)
 	return c, resp, nil
 }

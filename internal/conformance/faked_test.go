@@ -183,7 +183,10 @@ func (f *fakedStage) roundTrip() {
 		f.canary = c
 	}
 	f.canary.send(ws.OpPing, nil)
-	for !f.canary.has(1) {
+	for deadline := time.Now().Add(impatience); !f.canary.has(1); {
+		if time.Now().After(deadline) {
+			t.Fatalf("canary: no pong in %v", impatience)
+		}
 		time.Sleep(20 * time.Microsecond) // the pong is under way
 	}
 	if _, over := f.canary.take(0); over {

@@ -57,7 +57,7 @@ func newPlayer(t *testing.T, sc *scenario, w wait) *player {
 		wait:    w,
 		t:       t,
 		name:    sc.Prefix + sc.Name,
-		http:    &http.Client{Transport: &http.Transport{}},
+		http:    &http.Client{Transport: &http.Transport{}, Timeout: 4 * impatience}, // what never comes is noticed
 		clients: map[string]*client{},
 		pending: map[string]chan any{},
 	}
@@ -102,7 +102,7 @@ func (p *player) leave() {
 }
 
 // impatience is how much real time a step may take.
-const impatience = 30 * time.Second
+const impatience = time.Minute
 
 func never() bool { return false }
 
