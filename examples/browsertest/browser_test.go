@@ -22,7 +22,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-const patience = 30 * time.Second // for one step of a conversation
+const patience = time.Minute // for one step of a conversation
 
 // A tab is one page of the browser, used from the test's goroutine.
 type tab struct {
@@ -86,6 +86,36 @@ func (b *tab) see(expression string) {
 		text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body.innerText"))
 		b.t.Fatalf("never true: %s\n%v\nthe page shows:\n%s", expression, err, text)
 	}
+}
+
+// seeWhile waits until the expression is true, and does again and again what makes it true for a moment: on a slow machine
+// the page may ask too late.
+func (b *tab) seeWhile(expression string, do func()) {
+	b.t.Helper()
+	for end := time.Now().Add(patience); ; {
+		do()
+		late := fmt.Sprintf("new Promise((done) => { const end = Date.now() + 1500, look = () => (%s) || Date.now() > end ? done(%[1]s) : setTimeout(look, 50); look(); })", expression)
+		seen, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](late, chromedp.EvalAwaitPromise))
+		if err != nil {
+			b.t.Fatalf("browser: %v", err)
+		}
+		if seen {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("never true: %s", expression)
+		}
+	}
+}
+
+// count is the number that the JavaScript expression comes to.
+func (b *tab) count(expression string) int {
+	b.t.Helper()
+	n, err := chromedp.Run(b.ctx, chromedp.Evaluate[int](expression))
+	if err != nil {
+		b.t.Fatalf("browser: %v", err)
+	}
+	return n
 }
 
 // never fails the test if the expression is true now.
@@ -248,8 +278,13 @@ func start(t *testing.T, bin, addr, dir string, flags ...string) *server {
 	go func() {
 		_, _ = io.Copy(io.Discard, out)
 		s.done <- cmd.Wait()
+		close(s.done)
 	}()
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		for range s.done { // until it writes no more to its directory
+		}
+	})
 	if s.url == "" {
 		t.Fatalf("the program printed no URL: %q, %v", line, err)
 	}
@@ -271,8 +306,8 @@ func (s *server) interrupt() {
 		if err != nil {
 			s.t.Fatalf("the program ended with %v", err)
 		}
-	case <-time.After(5 * time.Second):
-		s.t.Fatal("the program did not end within 5 s of an interrupt")
+	case <-time.After(patience):
+		s.t.Fatalf("the program did not end within %v of an interrupt", patience)
 	}
 	if c, err := net.Dial("tcp", s.addr()); err == nil {
 		_ = c.Close()

@@ -13,7 +13,7 @@ import (
 func TestProgressArrivesWhileTheTrackerSleeps(t *testing.T) {
 	browser := startBrowser(t)
 	bin, dir := build(t, "progress"), t.TempDir()
-	srv := start(t, bin, "127.0.0.1:0", dir, "-idle", "100ms", "-pause", "2s")
+	srv := start(t, bin, "127.0.0.1:0", dir, "-idle", "100ms", "-pause", "5s") // so that the job does not end too early
 	page := srv.url + "q/garden"
 	ann := openTab(t, browser, page)
 	ann.see(`!document.querySelector("#empty").hidden`)
