@@ -2,14 +2,17 @@ package store
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // benchObject is the n-th object; ids have uniform leading bits.
@@ -326,5 +329,30 @@ func BenchmarkTables(b *testing.B) {
 				must(b, db.Close())
 			})
 		}
+	}
+}
+
+// BenchmarkLogSync appends 4 KiB to a write-ahead log and syncs it, as it is and filled ahead.
+func BenchmarkLogSync(b *testing.B) {
+	for _, filled := range []bool{false, true} {
+		b.Run(fmt.Sprintf("filled=%t", filled), func(b *testing.B) {
+			var f vfs.File
+			f, err := vfs.Default.Create(filepath.Join(b.TempDir(), "000001.log"), vfs.WriteCategoryUnspecified)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			if filled {
+				f = &logFile{File: f}
+			}
+			f = vfs.NewSyncingFile(f, vfs.SyncingFileOptions{NoSyncOnClose: true, PreallocateSize: 64 << 20}) // as Pebble has it
+			p := make([]byte, 4<<10)
+			for b.Loop() {
+				_, err := f.Write(p)
+				if err = errors.Join(err, f.Sync()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

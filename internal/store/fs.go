@@ -149,8 +149,9 @@ func (g *grave) backOff() {
 // graveFS is the file system Pebble gets.
 type graveFS struct {
 	vfs.FS
-	dir string // the store's directory
-	g   *grave
+	dir  string // the store's directory
+	g    *grave
+	disk bool // logs are filled ahead
 }
 
 // critical reports whether Pebble cannot live with a failed change of name.
@@ -179,7 +180,15 @@ func (f *graveFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File,
 	if err != nil {
 		return nil, err
 	}
+	if f.fills(name) {
+		file = &logFile{File: file}
+	}
 	return f.wrap(file, name, critical), nil
+}
+
+// fills reports whether name is a log to be filled ahead.
+func (f *graveFS) fills(name string) bool {
+	return f.disk && f.critical(name) && strings.HasSuffix(name, ".log")
 }
 
 func (f *graveFS) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
@@ -200,6 +209,11 @@ func (f *graveFS) ReuseForWrite(oldname, newname string, category vfs.DiskWriteC
 	f.g.end(critical, "reuse for", newname, err)
 	if err != nil {
 		return nil, err
+	}
+	if f.fills(newname) {
+		if info, err := file.Stat(); err == nil { // else it stays as it is
+			file = &logFile{File: file, filled: info.Size()}
+		}
 	}
 	return f.wrap(file, newname, critical), nil
 }

@@ -109,7 +109,7 @@ func openPebble(cfg *Config) (*pebbleEngine, error) {
 		e.dir, base = dir, vfs.Default
 	}
 	e.dir = base.PathJoin(e.dir) // clean, as the grave compares names
-	e.fs = &graveFS{FS: base, dir: e.dir, g: e.g}
+	e.fs = &graveFS{FS: base, dir: e.dir, g: e.g, disk: e.mem == nil}
 
 	opened := make(chan error, 1)
 	go func() { opened <- e.openDB(cfg) }()
