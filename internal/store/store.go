@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -365,13 +364,6 @@ func (s *Store) take() []*commit {
 	defer s.qmu.Unlock()
 	for len(s.queue) == 0 && s.phase == phaseOpen {
 		s.wake.Wait()
-	}
-	for n := 0; s.phase == phaseOpen && len(s.queue) > n; {
-		// Whoever is about to commit joins the group instead of waiting for the next sync.
-		n = len(s.queue)
-		s.qmu.Unlock()
-		runtime.Gosched()
-		s.qmu.Lock()
 	}
 	if s.phase == phaseEnded {
 		return nil
