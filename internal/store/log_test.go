@@ -32,11 +32,11 @@ func TestLogIsItsRecordsAndZeroes(t *testing.T) {
 				for i := range p {
 					p[i] = byte(1 + rand.IntN(255))
 				}
-				n, err := log.Write(p)
+				want = append(want, p...)
+				n, err := log.Write(p) // which may overwrite p
 				if must(t, err); n != len(p) {
 					t.Fatalf("wrote %d of %d bytes", n, len(p))
 				}
-				want = append(want, p...)
 				got := contents(t, fs, "000001.log")
 				ahead := bytes.TrimPrefix(got, want)
 				if len(ahead)+len(want) != len(got) || len(bytes.Trim(ahead, "\x00")) != 0 {
