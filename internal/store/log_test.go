@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -78,4 +79,34 @@ func contents(t *testing.T, fs vfs.FS, name string) []byte {
 	b, err := io.ReadAll(f)
 	must(t, err)
 	return b
+}
+
+// TestLogsOnDiskAreFilledAhead, and those in memory are not.
+func TestLogsOnDiskAreFilledAhead(t *testing.T) {
+	for _, disk := range []bool{true, false} {
+		cfg := Config{}
+		if disk {
+			cfg.Dir = t.TempDir()
+		}
+		s := mustOpen(t, cfg)
+		e := s.eng.(*pebbleEngine)
+		names, err := e.fs.List(e.dir)
+		must(t, err)
+		logs := 0
+		for _, name := range names {
+			if !strings.HasSuffix(name, ".log") {
+				continue
+			}
+			logs++
+			info, err := e.fs.Stat(e.fs.PathJoin(e.dir, name))
+			must(t, err)
+			if filled := info.Size() >= minAhead; filled != disk {
+				t.Errorf("%s has %d bytes, on disk %t", name, info.Size(), disk)
+			}
+		}
+		if logs == 0 {
+			t.Errorf("no log in %q", names)
+		}
+		must(t, s.Close())
+	}
 }
