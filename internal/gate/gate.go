@@ -11,10 +11,10 @@ type Seq uint64
 
 // A Gate holds an object's output until the commits before it are durable.
 //
-//   - Every Issue is answered by exactly one Open or Fail, in order.
+//   - Every Issue is answered by exactly one Open, Confirm or Fail, in order.
 //   - Output leaves in the order of its Hold, each through one call of the
 //     release function, never two at once.
-//   - From Fail to Forgive, what is held and what comes is released with that error.
+//   - What a Fail finds that might not leave yet, and what comes until Forgive, is released with that error.
 //
 // The zero value with a release function (Init) is open.
 type Gate[T any] struct {
@@ -36,6 +36,7 @@ const maxSpare = 16
 type held[T any] struct {
 	after Seq
 	out   T
+	err   error // that it is released with
 }
 
 // Init sets the function that lets output go, and one that is called after each
@@ -67,7 +68,7 @@ func (g *Gate[T]) Hold(out T) {
 // What comes behind out waits with it.
 func (g *Gate[T]) HoldForAll(out T) {
 	g.mu.Lock()
-	g.held = append(g.held, held[T]{g.issued, out})
+	g.held = append(g.held, held[T]{g.issued, out, g.err})
 	g.drainLocked()
 }
 
@@ -80,7 +81,7 @@ func (g *Gate[T]) Append(outs ...T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, out := range outs {
-		g.held = append(g.held, held[T]{g.awaited, out})
+		g.held = append(g.held, held[T]{g.awaited, out, g.err})
 	}
 }
 
@@ -93,7 +94,7 @@ func (g *Gate[T]) TakeThrough(outs []T) bool {
 		g.draining = true
 	} else {
 		for i := range outs {
-			g.held = append(g.held, held[T]{g.awaited, outs[i]})
+			g.held = append(g.held, held[T]{g.awaited, outs[i], g.err})
 		}
 	}
 	g.mu.Unlock()
@@ -117,20 +118,34 @@ func (g *Gate[T]) Drain() {
 // waited for them on the caller's goroutine.
 func (g *Gate[T]) Open(s Seq) {
 	g.mu.Lock()
+	g.confirmLocked(s)
+	g.drainLocked()
+}
+
+// Confirm is Open without letting anything go. Drain must follow.
+func (g *Gate[T]) Confirm(s Seq) {
+	g.mu.Lock()
+	g.confirmLocked(s)
+	g.mu.Unlock()
+}
+
+func (g *Gate[T]) confirmLocked(s Seq) {
 	if s > g.issued {
 		g.mu.Unlock()
 		panic("BUG: gate opened past what was issued")
 	}
 	g.durable = max(g.durable, s)
-	g.drainLocked()
 }
 
-// Fail says that commit s did not become durable. Everything is released with the
-// error until Forgive.
+// Fail says that commit s did not become durable. What might not leave before, and
+// what comes until Forgive, is released with the error.
 func (g *Gate[T]) Fail(s Seq, err error) {
 	g.mu.Lock()
 	if g.err == nil {
 		g.err = err
+		for i := g.readyLocked(); i < len(g.held); i++ {
+			g.held[i].err = err
+		}
 	}
 	g.durable = max(g.durable, s)
 	g.drainLocked()
@@ -163,6 +178,14 @@ func (g *Gate[T]) Quiet() bool {
 	return g.durable == g.issued && len(g.held) == 0 && !g.draining
 }
 
+// readyLocked is how many of the first held wait for nothing any more.
+func (g *Gate[T]) readyLocked() (n int) {
+	for n < len(g.held) && (g.held[n].err != nil || g.held[n].after <= g.durable) {
+		n++
+	}
+	return n
+}
+
 // drainLocked releases what may leave and unlocks.
 func (g *Gate[T]) drainLocked() {
 	if g.draining || len(g.held) == 0 {
@@ -171,18 +194,15 @@ func (g *Gate[T]) drainLocked() {
 	}
 	g.draining = true
 	for {
-		n := 0
-		for n < len(g.held) && (g.err != nil || g.held[n].after <= g.durable) {
-			n++
-		}
+		n := g.readyLocked()
 		if n == 0 {
 			break
 		}
-		ready, err := g.held[:n], g.err
+		ready := g.held[:n]
 		g.held = g.held[n:]
 		g.mu.Unlock()
 		for i := range ready {
-			g.release(ready[i].out, err)
+			g.release(ready[i].out, ready[i].err)
 		}
 		g.released()
 		clear(ready)

@@ -63,6 +63,34 @@ func TestOutputWaitsForTheCommitsBeforeIt(t *testing.T) {
 	}
 }
 
+// TestFailureIsOfWhatItFinds: what was durable before leaves without it, and what was not never does, though it was
+// forgiven when others were let go.
+func TestFailureIsOfWhatItFinds(t *testing.T) {
+	s := newSink()
+	letGo := s.release
+	s.Init(func(out string, err error) {
+		if out == "a" { // on the way meanwhile
+			two := s.Issue(true)
+			s.Hold("b")
+			three := s.Issue(true)
+			s.Hold("c")
+			s.Confirm(two)
+			s.Fail(three, errors.New("disk"))
+			s.Hold("d")
+			s.Forgive()
+			s.Hold("e")
+		}
+		letGo(out, err)
+	}, func() {})
+	one := s.Issue(true)
+	s.Hold("a")
+	s.Open(one)
+	s.expect(t, "a", "b", "c: disk", "d: disk", "e")
+	if !s.Quiet() {
+		t.Fatal("gate is not quiet")
+	}
+}
+
 func TestFailureReleasesWithTheErrorUntilForgiven(t *testing.T) {
 	s := newSink()
 	one := s.Issue(true)
@@ -150,7 +178,7 @@ func TestGateModel(t *testing.T) {
 			}
 		}
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
-			switch rapid.IntRange(0, 2).Draw(t, "op") {
+			switch rapid.IntRange(0, 3).Draw(t, "op") {
 			case 0:
 				issued = s.Issue(true)
 			case 1:
@@ -161,6 +189,15 @@ func TestGateModel(t *testing.T) {
 				if durable < issued {
 					durable++
 					s.Open(durable)
+				}
+			case 3:
+				if durable < issued {
+					durable++
+					s.Confirm(durable)
+					if len(s.got) != len(want) {
+						t.Fatalf("confirmed, and released %q", s.got)
+					}
+					s.Drain()
 				}
 			}
 			settle()

@@ -108,10 +108,14 @@ func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
 		if hold {
 			o.class.reg.stats.gateWait.add(now.Sub(begun))
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			o.commitFailed(l, seq, err)
-		} else {
+		case l.undelivered.Load() == 0: // nothing to write, at most somebody to tell
 			l.gate.Open(seq)
+		default:
+			l.gate.Confirm(seq)
+			o.class.reg.releasers.add(l)
 		}
 		if alarm && err == nil {
 			o.class.reg.alarms.Wake()

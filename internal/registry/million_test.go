@@ -55,10 +55,10 @@ func newCrowd(tb testing.TB) *crowd {
 	c.reg = New(Config{Store: st, Clock: c.clock, Logger: slog.New(slog.DiscardHandler), IdleTimeout: crowdIdle, MaxConstructing: 64})
 	tb.Cleanup(func() {
 		c.reg.Kill(context.Canceled)
-		c.reg.Close()
 		if err := st.Close(); err != nil {
 			tb.Error(err)
 		}
+		c.reg.Close()
 	})
 	c.class = &Class{Name: "Crowd", Behavior: &c.counter, Sockets: &socket.Config{Wire: wire.Config{MaxMessage: 1 << 10}, Timers: c.reg.Timers()}}
 	if err := c.reg.AddClass(c.class); err != nil {

@@ -53,6 +53,7 @@ type live struct {
 	flush []*socket.Socket
 
 	undelivered atomic.Int64 // bytes for sockets that wait at the gate
+	queued      bool         // in releasers.queue, whose lock guards it
 
 	// Guarded by the object's lock.
 	mail   mailbox // what waits for a turn

@@ -133,9 +133,10 @@ type Registry struct {
 	shards [shardCount]shard
 	calls  calls
 
-	runners runners
-	watch   watch
-	revoked revoked
+	runners   runners
+	releasers releasers
+	watch     watch
+	revoked   revoked
 }
 
 const shardCount = 64
@@ -326,10 +327,11 @@ func (c *census) zero() <-chan struct{} {
 	return none
 }
 
-// Close waits for the registry's own goroutines. It follows Kill.
+// Close waits for the registry's own goroutines. It follows Kill and the end of the store.
 func (r *Registry) Close() {
 	r.alarms.Wait()
 	r.runners.close()
+	r.releasers.close()
 }
 
 // Evict drops the instance of an object behind what waits for it.

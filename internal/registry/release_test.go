@@ -1,0 +1,90 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hibernate-go/hibernate/internal/socket"
+	"github.com/hibernate-go/hibernate/internal/store"
+)
+
+// patience only guards against hanging.
+const patience = 30 * time.Second
+
+// awaken has a turn of an object and returns its instance's activation.
+func (c *crowd) awaken(name string) *Activation {
+	c.tb.Helper()
+	var a *Activation
+	done := make(chan error, 1)
+	w := &Work{Run: func(t *Turn, _ any) error { a = t.act; return nil }, Done: func(err error) { done <- err }}
+	if err := c.reg.Post(c.class, store.ID(sha256.Sum256([]byte(name))), name, w); err != nil {
+		c.tb.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		c.tb.Fatal(err)
+	}
+	return a
+}
+
+// TestOutputOfOneObjectDelaysNoOther: that of many objects takes its time at once, while others are told that their
+// writes are durable, and are sent frames.
+func TestOutputOfOneObjectDelaysNoOther(t *testing.T) {
+	c := newCrowd(t)
+	write := func(turn *Turn) error {
+		turn.Wrote(true)
+		return turn.act.Store.Put("key", []byte("value"))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var released sync.WaitGroup
+	held, free := make(chan struct{}), make(chan struct{})
+	defer released.Wait()
+	defer close(free)
+	for i := range maxReleasers - 1 {
+		a := c.awaken(string(rune('a' + i)))
+		released.Go(func() {
+			if err := a.Do(context.Background(), func(turn *Turn) error {
+				a.live.undelivered.Add(1) // as if behind a frame
+				if err := write(turn); err != nil {
+					return err
+				}
+				return turn.Flush(func(error) {
+					select {
+					case held <- struct{}{}:
+					case <-ctx.Done():
+					}
+					<-free
+					a.live.undelivered.Add(-1)
+				})
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range maxReleasers - 1 {
+		select {
+		case <-held:
+		case <-ctx.Done():
+			t.Fatal("one waits for another")
+		}
+	}
+	other := c.awaken("other")
+	if err := other.Do(ctx, write); err != nil {
+		t.Error("to be told:", err)
+	}
+	s, err := c.reg.Join(c.class, other.obj.id, "other", socket.Tags{}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Do(ctx, func(turn *Turn) error {
+		if err := turn.Send(s, socket.Frame{Bytes: []byte{0x81, 0}}); err != nil {
+			return err
+		}
+		return write(turn)
+	}); err != nil {
+		t.Error("behind a frame:", err)
+	}
+}
