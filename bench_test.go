@@ -5,6 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +17,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/gobwas/ws"
 
 	"github.com/hibernate-go/hibernate"
 )
@@ -22,17 +28,32 @@ type ledger struct{ state *hibernate.State }
 // bump is a turn that reads a key of 128 bytes, changes it and writes it. It
 // returns when the turn's output may leave.
 func (l *ledger) bump(o ...hibernate.PutOption) error {
-	return l.state.Do(context.Background(), func(ctx context.Context) error {
-		v, ok, err := l.state.Storage().GetBytes(ctx, "state")
-		if err != nil {
-			return err
-		}
-		if !ok {
-			v = make([]byte, 128)
-		}
-		v[0]++
-		return l.state.Storage().PutBytes(ctx, "state", v, o...)
-	})
+	return l.state.Do(context.Background(), func(ctx context.Context) error { return l.add(ctx, o...) })
+}
+
+func (l *ledger) add(ctx context.Context, o ...hibernate.PutOption) error {
+	v, ok, err := l.state.Storage().GetBytes(ctx, "state")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		v = make([]byte, 128)
+	}
+	v[0]++
+	return l.state.Storage().PutBytes(ctx, "state", v, o...)
+}
+
+// WebSocketMessage is the turn of bump, with a reply. That to a text is durable
+// before it leaves, that to binary data need not be.
+func (l *ledger) WebSocketMessage(ctx context.Context, ws hibernate.WebSocket, m hibernate.Message) error {
+	var o []hibernate.PutOption
+	if m.Kind == hibernate.BinaryMessage {
+		o = append(o, hibernate.AllowUnconfirmed())
+	}
+	if err := l.add(ctx, o...); err != nil {
+		return err
+	}
+	return ws.Send(ctx, m)
 }
 
 var (
@@ -206,35 +227,133 @@ func BenchmarkDurableTurns(b *testing.B) {
 	}
 }
 
-// BenchmarkOneObject: 64 callers of one object, each waiting for its durable
-// result, beside the same turns whose output does not wait. What pipelining buys is
-// that the first come near the second, with many turns in each sync.
+// BenchmarkOneObject: 64 clients of one object, each waiting for its durable reply,
+// beside the same turns whose reply does not wait. What pipelining buys is that the
+// first come near the second, with many turns in each sync. Clients by=socket are
+// WebSockets over loopback; by=call they are goroutines that call State.Do, so that
+// there is nothing but the turn and the disk.
 func BenchmarkOneObject(b *testing.B) {
-	rt, ns := newLedgers(b, b.TempDir())
-	defer rt.Close()
-	one := newLedger(b, ns.GetByName("one"))
-	var durable, loose float64
+	const clients = 64
+	b.Run("by=socket", func(b *testing.B) {
+		rt, ns := newLedgers(b, b.TempDir())
+		defer rt.Close()
+		askers := newAskers(b, ns, "one", clients)
+		durable, loose := ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte("bump")))), ws.MustCompileFrame(ws.MaskFrame(ws.NewBinaryFrame([]byte("bump"))))
+		benchmarkReplies(b, rt, clients, func(i int) error { return askers[i].ask(durable) }, func(i int) error { return askers[i].ask(loose) })
+	})
+	b.Run("by=call", func(b *testing.B) {
+		rt, ns := newLedgers(b, b.TempDir())
+		defer rt.Close()
+		one := newLedger(b, ns.GetByName("one"))
+		benchmarkReplies(b, rt, clients, func(int) error { return one.bump() }, func(int) error { return one.bump(hibernate.AllowUnconfirmed()) })
+	})
+}
+
+// benchmarkReplies compares turns in slices of one run.
+func benchmarkReplies(b *testing.B, rt *hibernate.Runtime, clients int, durable, loose func(i int) error) {
+	var confirmed, unconfirmed float64
 	var commits, syncs uint64
 	rounds := 0
 	for b.Loop() {
 		rounds++
 		before := rt.Stats()
-		n, err := together(64, func(int) error { return one.bump() })
+		n, err := together(clients, durable)
 		if err != nil {
 			b.Fatal(err)
 		}
-		durable += n
+		confirmed += n
 		after := rt.Stats()
 		commits, syncs = commits+after.Commits-before.Commits, syncs+after.Syncs-before.Syncs
-		if n, err = together(64, func(int) error { return one.bump(hibernate.AllowUnconfirmed()) }); err != nil {
+		if n, err = together(clients, loose); err != nil {
 			b.Fatal(err)
 		}
-		loose += n
+		unconfirmed += n
 	}
-	b.ReportMetric(durable/float64(rounds), "durable/s")
-	b.ReportMetric(loose/float64(rounds), "unconfirmed/s")
-	b.ReportMetric(durable/loose, "ratio")
+	b.ReportMetric(confirmed/float64(rounds), "durable/s")
+	b.ReportMetric(unconfirmed/float64(rounds), "unconfirmed/s")
+	b.ReportMetric(confirmed/unconfirmed, "ratio")
 	b.ReportMetric(float64(commits)/float64(syncs), "turns/sync")
+}
+
+// An asker is a WebSocket client that waits for each reply.
+type asker struct {
+	conn  net.Conn
+	reply [6]byte
+}
+
+// newAskers connects n clients to an object.
+func newAskers(b *testing.B, ns *hibernate.Namespace, object string, n int) []*asker {
+	b.Helper()
+	srv := httptest.NewServer(ns.Handler(func(*hibernate.Handshake) (hibernate.Join, error) {
+		return hibernate.Join{Object: ns.GetByName(object)}, nil
+	}))
+	b.Cleanup(srv.Close)
+	askers := make([]*asker, n)
+	for i := range askers {
+		conn, _, _, err := ws.Dial(context.Background(), "ws"+strings.TrimPrefix(srv.URL, "http"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		askers[i] = &asker{conn: conn}
+	}
+	return askers
+}
+
+// ask sends a frame of four bytes and awaits them.
+func (a *asker) ask(frame []byte) error {
+	if _, err := a.conn.Write(frame); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(a.conn, a.reply[:]); err != nil {
+		return err
+	}
+	if got := a.reply[2:]; string(got) != "bump" {
+		return fmt.Errorf("reply %q", got)
+	}
+	return nil
+}
+
+// BenchmarkBesideABroadcast is a durable turn while another object stores and
+// broadcasts to its members as fast as it can.
+func BenchmarkBesideABroadcast(b *testing.B) {
+	for _, members := range []int{0, 5000} {
+		b.Run(fmt.Sprintf("members=%d", members), func(b *testing.B) {
+			rt, ns := newLedgers(b, b.TempDir())
+			defer rt.Close()
+			for _, a := range newAskers(b, ns, "crowd", members) {
+				go io.Copy(io.Discard, a.conn)
+			}
+			crowd, one := newLedger(b, ns.GetByName("crowd")), newLedger(b, ns.GetByName("one"))
+			var stop atomic.Bool
+			stopped := make(chan error)
+			go func() {
+				var err error
+				for members > 0 && err == nil && !stop.Load() {
+					err = crowd.state.Do(context.Background(), func(ctx context.Context) error {
+						_, err := crowd.state.Broadcast(ctx, hibernate.Text("to all"), nil)
+						return errors.Join(err, crowd.add(ctx))
+					})
+				}
+				stopped <- err
+			}()
+			var took []time.Duration
+			for b.Loop() {
+				begin := time.Now()
+				if err := one.bump(); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(begin))
+			}
+			stop.Store(true)
+			if err := <-stopped; err != nil {
+				b.Fatal(err)
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+		})
+	}
 }
 
 // BenchmarkTurnRead is one read of a warm key inside a turn, and with Pebble alone.
