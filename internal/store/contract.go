@@ -133,24 +133,15 @@ func (c *Commit) sets() bool {
 	return false
 }
 
-// size returns the bytes of c that count toward Limits.Commit.
-func (c *Commit) size() int {
-	n := 0
-	for k, v := range c.Writes {
-		n += len(k) + len(v) + writeOverhead
-	}
-	return n
-}
-
 // check reports whether c keeps within l.
 func (c *Commit) check(l Limits) error {
-	if len(c.Class) > l.Class || len(c.Name) > l.Name || c.size() > l.Commit {
-		return ErrTooLarge
+	size, key := 0, 0
+	for k, v := range c.Writes {
+		size += len(k) + len(v) + writeOverhead
+		key = max(key, len(k))
 	}
-	for k := range c.Writes {
-		if len(k) > l.Key {
-			return ErrTooLarge
-		}
+	if len(c.Class) > l.Class || len(c.Name) > l.Name || key > l.Key || size > l.Commit {
+		return ErrTooLarge
 	}
 	return nil
 }
