@@ -84,9 +84,10 @@ func (g *goConn) read() {
 				return
 			}
 			g.wantIn = false
+			g.c.state.Or(stateHeard)
 			g.mu.Unlock()
 			if g.on.h.Input(g.c, nil, buf[:n]) {
-				g.resume(g.c)
+				g.want(0)
 			}
 		}
 		if err != nil {
@@ -199,12 +200,15 @@ func (g *goConn) drainLocked() {
 	}
 }
 
-func (g *goConn) resume(*Conn) {
+func (g *goConn) resume(*Conn) { g.want(stateHeard) }
+
+// want turns reading on, and sets flags of c.state if it was off.
+func (g *goConn) want(flags uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.wantIn {
 		g.wantIn = true
-		g.c.state.Or(stateHeard)
+		g.c.state.Or(flags)
 		g.changed.Broadcast()
 	}
 }

@@ -588,6 +588,34 @@ func TestHalfClosedConnIsQuietAndWritable(t *testing.T) {
 	})
 }
 
+// TestHeardTellsOfInputBeforeInputIsCalled, and not once more when Input returns: whoever
+// has seen what Input did may ask, and is not told of the same bytes later.
+func TestHeardTellsOfInputBeforeInputIsCalled(t *testing.T) {
+	everyForm(t, Options{}, func(w *world) {
+		heard := make(chan bool, 2)
+		r := &record{}
+		r.input = func([]byte) bool { heard <- r.Heard(); return true }
+		r.end = func(error) { heard <- r.Heard() }
+		server, client := w.pair()
+		w.must(group(w.p, r).Attach(&r.Conn, server))
+		if r.Heard() {
+			w.Error("heard of before the first Resume")
+		}
+		r.Resume()
+		if !r.Heard() || r.Heard() {
+			w.Error("a Resume counts, and once")
+		}
+		client.Write([]byte("x"))
+		if !wait(w, "Input", heard) {
+			w.Error("not heard of within Input")
+		}
+		client.Close()
+		if wait(w, "End", heard) {
+			w.Error("heard of again behind Input")
+		}
+	})
+}
+
 func TestGreedyPeerLeavesOthersTheirTurn(t *testing.T) {
 	everyForm(t, Options{BufferSize: 64}, func(w *world) {
 		stop := make(chan struct{})
