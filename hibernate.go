@@ -174,13 +174,13 @@ type Options struct {
 	// is there, and how long between two of its questions; whole seconds. It is set on
 	// connections of a Handler and of a wrapped listener alike. Zero is 15 s where
 	// keep-alive was off, and leaves what somebody chose (net/http's listeners have
-	// 15 s); negative leaves all as it is.
+	// 15 s); negative leaves all as it is. At most 32,767 s.
 	KeepAlive time.Duration
 
 	// UserTimeout is how long TCP goes on without an acknowledgement, keep-alive's
 	// included, and how long a peer that is sent to may have no room for more
 	// (TCP_USER_TIMEOUT; Linux only). The connection is then lost: one close event
-	// with 1006. Zero is 2 min; negative leaves it to the system.
+	// with 1006. Zero is 2 min; negative leaves it to the system. At most 2³¹-1 ms.
 	UserTimeout time.Duration
 
 	// PingInterval is how often a peer that was silent is sent a ping (RFC 6455
@@ -328,10 +328,10 @@ func open(cfg store.Config, o *Options, probe *registry.Probe) (*Runtime, error)
 		opt.Logger = slog.Default()
 	}
 	rt.log = opt.Logger
-	if err := opt.checkPings(); err != nil {
+	if err := opt.checkLiveness(); err != nil {
 		return nil, err
 	}
-	if err := opt.Limits.withDefaults(); err != nil {
+	if err := opt.Limits.withDefaults(cfg.Limits()); err != nil {
 		return nil, err
 	}
 	rt.pool.Limit = opt.Limits.Buffered

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"time"
 
 	"github.com/hibernate-go/hibernate/internal/limit"
+	"github.com/hibernate-go/hibernate/internal/store"
 )
 
 // A LimitError says which limit was exceeded, its maximum, and what was given, in
@@ -17,11 +19,12 @@ import (
 type LimitError = limit.Error
 
 // Limits bound what peers and objects can use. Zero is the default of each; a
-// negative value is an error from Open. What is refused is counted in
-// [Stats].Refused, by the name of the field here.
+// negative value, or one that could never be reached, is [ErrInvalid] from Open. What is
+// refused is counted in [Stats].Refused, by the name of the field here.
 type Limits struct {
 	// Message is the size of a received message in bytes, after reassembly.
-	// More is answered with close code 1009. Default 1 MiB.
+	// More is answered with close code 1009. Default 1 MiB, or Buffered if that is less;
+	// at most Buffered.
 	Message int64
 	// Fragments is the number of frames of one message. More is answered with
 	// close code 1009. Default 4,096.
@@ -92,10 +95,11 @@ type Limits struct {
 	Constructing int
 	// Key and Value are bytes of a storage key and of an encoded value; Keys is
 	// the number of keys in one GetMany. More is a *LimitError. Defaults 2,048,
-	// 131,072 and 128.
+	// 131,072 and 128. Key is at most 64 KiB; Key, Value and 16 together are at most
+	// 8 MiB, which is what one commit holds.
 	Key, Value, Keys int
 	// Attachment is bytes of an encoded attachment. More is a *LimitError. Default
-	// 16,384.
+	// 16,384; less than 4 GiB.
 	Attachment int
 }
 
@@ -124,15 +128,18 @@ const (
 // maxName is the longest name of an object, in bytes.
 const maxName = 1024
 
-func (l *Limits) withDefaults() error {
+// withDefaults checks the limits of a runtime whose storage takes so much.
+func (l *Limits) withDefaults(storage store.Limits) error {
+	if err := defaultTo("Buffered", &l.Buffered, 1<<30); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		name string
 		v    *int64
 		def  int64
 	}{
-		{"Message", &l.Message, 1 << 20},
+		{"Message", &l.Message, min(1<<20, l.Buffered)},
 		{"SendQueue", &l.SendQueue, 64 << 20},
-		{"Buffered", &l.Buffered, 1 << 30},
 		{"WaitingBytes", &l.WaitingBytes, 256 << 20},
 		{"Undelivered", &l.Undelivered, 256 << 20},
 		{"RequestBody", &l.RequestBody, 1 << 20},
@@ -164,20 +171,46 @@ func (l *Limits) withDefaults() error {
 			return err
 		}
 	}
-	return errors.Join(
+	if err := errors.Join(
 		defaultTo("MessageTime", &l.MessageTime, time.Minute),
-		defaultTo("HandshakeTime", &l.HandshakeTime, 10*time.Second))
+		defaultTo("HandshakeTime", &l.HandshakeTime, 10*time.Second)); err != nil {
+		return err
+	}
+	return errors.Join(
+		atMost("Limits.Message", l.Message, l.Buffered, "the whole of Limits.Buffered"),
+		atMost("Limits.Key", l.Key, storage.Key, "what storage takes"),
+		atMost("Limits.Value", l.Value, storage.Value(l.Key), "what a commit holds beside a key of Limits.Key bytes"),
+		atMost("Limits.Attachment", int64(l.Attachment), maxAttachment, "what a connection's record holds"))
 }
 
-// checkPings checks how dead peers are found.
-func (o *Options) checkPings() error {
+// maxAttachment is the size of the largest attachment that the record of a connection holds.
+const maxAttachment = math.MaxUint32
+
+// atMost is an error if a field of the options is over its bound. what says whose that is.
+func atMost[N int | int64 | time.Duration](field string, v, most N, what string) error {
+	if v > most {
+		return fmt.Errorf("%w: %s is %v, at most %v, %s", ErrInvalid, field, v, most, what)
+	}
+	return nil
+}
+
+// What the system takes for a TCP connection. Linux is the strictest.
+const (
+	maxKeepAlive   = 32767 * time.Second
+	maxUserTimeout = math.MaxInt32 * time.Millisecond
+)
+
+// checkLiveness checks how dead peers are found.
+func (o *Options) checkLiveness() error {
 	if o.PongTimeout == 0 {
 		o.PongTimeout = min(10*time.Second, max(o.PingInterval, 0))
 	}
 	if o.PingInterval < 0 || o.PongTimeout < 0 || o.PongTimeout > o.PingInterval {
 		return fmt.Errorf("%w: Options.PingInterval is %v, PongTimeout %v", ErrInvalid, o.PingInterval, o.PongTimeout)
 	}
-	return nil
+	return errors.Join(
+		atMost("Options.KeepAlive", o.KeepAlive, maxKeepAlive, "what TCP takes"),
+		atMost("Options.UserTimeout", o.UserTimeout, maxUserTimeout, "what TCP takes"))
 }
 
 // withDefaults checks the options of a class.

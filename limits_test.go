@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -72,19 +74,117 @@ func TestLimitsOfReceivedMessages(t *testing.T) {
 	})
 }
 
-// TestLimitsAreChecked by Open: none is negative.
-func TestLimitsAreChecked(t *testing.T) {
-	for name, l := range map[string]hibernate.Limits{
-		"Message": {Message: -1}, "Fragments": {Fragments: -1}, "SendQueue": {SendQueue: -1}, "Keys": {Keys: -1},
-	} {
-		rt, err := hibernate.Open("", &hibernate.Options{Limits: l})
-		if !errors.Is(err, hibernate.ErrInvalid) || !strings.Contains(err.Error(), "Limits."+name) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if rt != nil {
+// TestOptionsAreChecked by Open: what can never work is refused, and the error says what, and
+// what would be allowed.
+func TestOptionsAreChecked(t *testing.T) {
+	opened := func(o hibernate.Options) error {
+		rt, err := hibernate.Open("", &o)
+		if err == nil {
 			rt.Close()
 		}
+		return err
 	}
+	refused := func(o hibernate.Options, want string) {
+		t.Helper()
+		if err := opened(o); !errors.Is(err, hibernate.ErrInvalid) || !strings.HasSuffix(err.Error(), ": "+want) &&
+			!strings.Contains(err.Error(), ": "+want+", ") {
+			t.Errorf("want an error that says %q, got %v", want, err)
+		}
+	}
+	fields := reflect.TypeFor[hibernate.Limits]()
+	for i := range fields.NumField() {
+		var l hibernate.Limits
+		reflect.ValueOf(&l).Elem().Field(i).SetInt(-1)
+		want := "Limits." + fields.Field(i).Name + " is -1"
+		if fields.Field(i).Type == reflect.TypeFor[time.Duration]() {
+			want += "ns"
+		}
+		refused(hibernate.Options{Limits: l}, want)
+	}
+	type limits = hibernate.Limits
+	for want, o := range map[string]hibernate.Options{
+		"Options.IdleTimeout is -1ns":                                   {IdleTimeout: -1},
+		"Options.PingInterval is -1ns, PongTimeout 0s":                  {PingInterval: -1},
+		"Options.PingInterval is 1s, PongTimeout 2s":                    {PingInterval: time.Second, PongTimeout: 2 * time.Second},
+		"Options.PingInterval is 0s, PongTimeout 1s":                    {PongTimeout: time.Second},
+		"Options.ShutdownCode is 1006":                                  {ShutdownCode: 1006},
+		"Options.KeepAlive is 9h6m7.001s, at most 9h6m7s":               {KeepAlive: 32767*time.Second + time.Millisecond},
+		"Options.UserTimeout is 596h31m23.648s, at most 596h31m23.647s": {UserTimeout: 1 << 31 * time.Millisecond},
+		"Limits.Key is 65537, at most 65536":                            {Limits: limits{Key: 64<<10 + 1}},
+		"Limits.Value is 8386545, at most 8386544":                      {Limits: limits{Value: 8<<20 - 2048 - 15}},
+		"Limits.Value is 8323057, at most 8323056":                      {Limits: limits{Key: 64 << 10, Value: 8<<20 - 64<<10 - 15}},
+		"Limits.Message is 2097152, at most 1048576":                    {Limits: limits{Message: 2 << 20, Buffered: 1 << 20}},
+		"Limits.Message is 1073741825, at most 1073741824":              {Limits: limits{Message: 1<<30 + 1}},
+	} {
+		refused(o, want)
+	}
+	if math.MaxInt > math.MaxUint32 {
+		most := int64(math.MaxUint32)
+		refused(hibernate.Options{Limits: limits{Attachment: int(most + 1)}}, "Limits.Attachment is 4294967296, at most 4294967295")
+	}
+	for _, o := range []hibernate.Options{
+		{Limits: limits{Key: 64 << 10, Value: 8<<20 - 64<<10 - 16}},
+		{Limits: limits{Message: 1 << 20, Buffered: 1 << 20}},
+		{Limits: limits{Buffered: 1000}}, // the default of Message is less then
+		{PingInterval: time.Second},
+		{KeepAlive: 32767 * time.Second, UserTimeout: math.MaxInt32 * time.Millisecond},
+	} {
+		if err := opened(o); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
+
+// TestLimitsMayBeAsLargeAsTheirTypes, where nothing bounds them: that is no limit.
+func TestLimitsMayBeAsLargeAsTheirTypes(t *testing.T) {
+	const forever = math.MaxInt64
+	o := &hibernate.Options{
+		IdleTimeout: forever, AwakeWarning: forever, WakeWarning: math.MaxInt, ShutdownSpread: forever,
+		PingInterval: forever, PongTimeout: forever,
+	}
+	l := reflect.ValueOf(&o.Limits).Elem()
+	for i := range l.NumField() {
+		switch f := l.Field(i); l.Type().Field(i).Name {
+		case "Key", "Value", "Attachment":
+		default:
+			f.SetInt(math.MaxInt64 >> (64 - f.Type().Bits()))
+		}
+	}
+	r := newRig(t, "", o)
+	s := &script{fail: failing}
+	s.message = func(ctx context.Context, a *actor, ws hibernate.WebSocket, m hibernate.Message) error {
+		if err := a.state.Storage().PutBytes(ctx, "key", m.Data[:1]); err != nil {
+			return err
+		}
+		return ws.SendText(ctx, m.Text())
+	}
+	r.act(s, &hibernate.ClassOptions{
+		CloseTimeout: forever, ConstructTimeout: forever, DrainThreshold: forever, CompressionMinSize: math.MaxInt,
+	})
+	c := r.dial("/o/a")
+	long := strings.Repeat("x", 100_000)
+	c.frame(false, ws.OpText, long)
+	r.until("it to be counted", func() bool { return r.rt.Stats().Buffered == 100_000 })
+	c.frame(true, ws.OpContinuation, "y")
+	c.expect("text:" + long + "y")
+	r.clock.Advance(time.Hour)
+	c.send("z")
+	c.expect("text:z")
+	r.refused(map[string]uint64{})
+}
+
+// TestLargestKeyAndValueFitACommit.
+func TestLargestKeyAndValueFitACommit(t *testing.T) {
+	const key, value = 64 << 10, 8<<20 - 64<<10 - 16
+	storage(t, &hibernate.Options{Limits: hibernate.Limits{Key: key, Value: value}}, func(t *testing.T, ctx context.Context, st *hibernate.Storage) {
+		k := strings.Repeat("k", key)
+		if err := errors.Join(st.PutBytes(ctx, k, make([]byte, value)), st.Sync(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if b, ok, err := st.GetBytes(ctx, k); len(b) != value || !ok || err != nil {
+			t.Errorf("%d bytes, %v, %v", len(b), ok, err)
+		}
+	})
 }
 
 // TestLimitsOfHandshakes: a head that is too long is answered 431 at both doors, one

@@ -43,7 +43,7 @@ func (r *Registry) startPulse() {
 	p := &pulse{reg: r, step: max(r.cfg.PingInterval/shardCount, 1), timeout: r.cfg.PongTimeout}
 	p.deadline.F = p.beat
 	now := r.cfg.Clock.Now()
-	p.ask.due, p.judge.due = now.Add(p.step), now.Add(p.step+p.timeout)
+	p.ask.due, p.judge.due = now.Add(p.step), now.Add(p.step).Add(p.timeout)
 	r.timers.Set(&p.deadline, p.step)
 }
 
@@ -102,7 +102,7 @@ func (p *pulse) pick(now time.Time) {
 	w.due = w.due.Add(p.step)
 	if late > p.step*shardCount {
 		// Both, or what was just asked would be judged by the old clock.
-		p.ask.due, p.judge.due = now.Add(p.step), now.Add(p.step+p.timeout)
+		p.ask.due, p.judge.due = now.Add(p.step), now.Add(p.step).Add(p.timeout)
 		p.judge.shard = p.ask.shard
 	}
 }

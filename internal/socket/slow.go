@@ -51,7 +51,7 @@ func (p *Pool) Crowded() bool { return p != nil && p.Limit > 0 && p.n.Load() >= 
 
 // full reports whether nobody may keep more: a quarter is for those who are in.
 func (p *Pool) full(more int64) bool {
-	return p != nil && p.Limit > 0 && p.n.Load()+more > p.Limit+p.Limit/4
+	return p != nil && p.Limit > 0 && p.n.Load()+more-p.Limit > p.Limit/4
 }
 
 // tooMuchLocked reports whether n more bytes are too much for the queue. One

@@ -74,6 +74,10 @@ type Limits struct {
 	Commit int // bytes of one commit: keys, values and 16 for each of its writes
 }
 
+// Value is the size of the largest value that a commit has room for under a key of so
+// many bytes.
+func (l Limits) Value(key int) int { return l.Commit - key - writeOverhead }
+
 // A CommitSizeError is the ErrTooLarge of a write for which its commit has no room.
 type CommitSizeError struct{ Max, Size int }
 

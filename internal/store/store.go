@@ -50,6 +50,9 @@ type Config struct {
 	CloseTimeout time.Duration
 }
 
+// Limits are those of the engine that Open opens.
+func (*Config) Limits() Limits { return pebbleLimits }
+
 func (c *Config) setDefaults() {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
