@@ -210,15 +210,7 @@ func TestRefusalsAreNetHTTPs(t *testing.T) {
 				return hibernate.Join{Object: d.ns.GetByName("a"), Protocol: "chat"}, nil
 			})
 		}, upgrade("/o/a"), 400, "was not offered"},
-		{"header", func(d *doorRig) {
-			d.take(func(*hibernate.Handshake) (hibernate.Join, error) {
-				return hibernate.Join{Object: d.ns.GetByName("a"), Header: http.Header{"A": {"b\nc"}}}, nil
-			})
-		}, upgrade("/o/a"), 500, ""},
 		{"not a path", nil, upgrade("/o/%zz"), 400, ""},
-		{"zero stub", func(d *doorRig) {
-			d.take(func(*hibernate.Handshake) (hibernate.Join, error) { return hibernate.Join{}, nil })
-		}, upgrade("/o/a"), 400, "zero Stub"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := serveBothDoors(t, nil, newEcho, nil)
@@ -237,6 +229,58 @@ func TestRefusalsAreNetHTTPs(t *testing.T) {
 			b, _ := io.ReadAll(resp.Body)
 			if resp.StatusCode != tt.status || !strings.Contains(string(b), tt.text) {
 				t.Errorf("answered %s %q, want %d %q", resp.Status, b, tt.status, tt.text)
+			}
+			if s := d.rt.Stats(); s.Sockets != 0 || s.Constructed != 0 || s.ObjectsAsleep != 0 {
+				t.Errorf("it left %+v", s)
+			}
+		})
+	}
+}
+
+// TestJoinThatCannotBeIsTheServersMistake: the client is told nothing of it, the log once.
+func TestJoinThatCannotBeIsTheServersMistake(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		join   func(ns, other *hibernate.Namespace) hibernate.Join
+		logged string
+	}{
+		{"attachment that cannot be encoded", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Attachment: func() {}}
+		}, "attachment: cbor: unsupported type"},
+		{"attachment too large", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Attachment: make([]byte, 16<<10)}
+		}, "attachment bytes: 16387 is over the limit of 16384"},
+		{"too many tags", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Tags: strings.Split("0123456789a", "")}
+		}, "tags of one WebSocket: 11 is over the limit of 10"},
+		{"tag too long", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Tags: []string{strings.Repeat("t", 257)}}
+		}, "tag bytes: 257 is over the limit of 256"},
+		{"tag not UTF-8", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Tags: []string{"\xff"}}
+		}, "is not UTF-8"},
+		{"header", func(ns, _ *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.GetByName("a"), Header: http.Header{"A": {"b\nc"}}}
+		}, "handshake cannot be answered"},
+		{"no object", func(_, _ *hibernate.Namespace) hibernate.Join { return hibernate.Join{} }, "zero Stub"},
+		{"object of another class", func(ns, other *hibernate.Namespace) hibernate.Join {
+			return hibernate.Join{Object: ns.Get(other.IDFromName("a"))}
+		}, "is not of class"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := serveBothDoors(t, nil, newEcho, nil)
+			other, err := hibernate.Register(d.rt, "other", newEcho, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.take(func(*hibernate.Handshake) (hibernate.Join, error) { return tt.join(d.ns, other), nil })
+			resp := d.raw(upgrade("/o/a")).response()
+			b, _ := io.ReadAll(resp.Body)
+			if got := string(b); resp.StatusCode != 500 || got != "Internal Server Error\n" {
+				t.Errorf("answered %s %q", resp.Status, got)
+			}
+			if log := d.log.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, tt.logged) {
+				t.Errorf("want %q in the log, once:\n%s", tt.logged, log)
 			}
 			if s := d.rt.Stats(); s.Sockets != 0 || s.Constructed != 0 || s.ObjectsAsleep != 0 {
 				t.Errorf("it left %+v", s)

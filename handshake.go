@@ -83,9 +83,11 @@ func (h *Handshake) Context() context.Context {
 
 // A Route decides which object a request is for. It runs before any object is
 // woken, may run concurrently, and is the place to authorise. Its error is the
-// answer: the status and text of a [Refuse], 400 for a name that is too long. Any other
-// is logged, and answered by [ClassOptions].ErrorHandler, without one by status 500. The
-// Handshake is valid until the Route returns.
+// answer: the status and text of a [Refuse]; 400 for [ErrInvalid], such as that of
+// [Namespace.IDFromString], for a name that is too long, and for a subprotocol that the
+// client did not offer. Any other is logged, and answered by [ClassOptions].ErrorHandler,
+// without one by status 500; so is a Join that cannot be, because of its Object, Tags,
+// Attachment or Header. The Handshake is valid until the Route returns.
 type Route func(*Handshake) (Join, error)
 
 // A Join says which object a request is for, and for an object without ServeHTTP
@@ -132,11 +134,11 @@ func (e *refusal) Error() string { return fmt.Sprintf("%d %s", e.status, e.text)
 func (n *Namespace) Handler(route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		join, err := route(&Handshake{r: r})
-		if err == nil {
-			err = join.Object.check()
-		}
 		if err != nil {
 			n.class.refuse(w, r, err)
+			return
+		}
+		if !n.class.reachable(w, r, join.Object) {
 			return
 		}
 		c := join.Object.class
@@ -148,7 +150,20 @@ func (n *Namespace) Handler(route Route) http.Handler {
 	})
 }
 
-// refuse answers a request whose route failed.
+// reachable reports whether there can be an object of s, and answers the request if not.
+func (c *class) reachable(w http.ResponseWriter, r *http.Request, s Stub) bool {
+	if err := s.checkClass(); err != nil {
+		c.mistaken(w, r, err)
+		return false
+	}
+	if err := s.checkName(); err != nil {
+		c.refuse(w, r, err)
+		return false
+	}
+	return true
+}
+
+// refuse answers a request whose route failed, or that asks for what it cannot have.
 func (c *class) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var refused *refusal
 	var limit *LimitError
@@ -158,11 +173,17 @@ func (c *class) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &limit) && limit.Limit == limitName, errors.Is(err, ErrInvalid):
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
-		if r.Context().Err() == nil { // else the client has left, and that may be why
-			c.rt.log.Error("route failed", "class", c.name, "path", r.URL.Path, "err", err)
-		}
-		c.fail(w, r, err)
+		c.mistaken(w, r, err)
 	}
+}
+
+// mistaken answers a request whose route has failed through no fault of the client's, which
+// therefore is not told how.
+func (c *class) mistaken(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() == nil { // else the client has left, and that may be why
+		c.rt.log.Error("route failed", "class", c.name, "path", r.URL.Path, "err", err)
+	}
+	c.fail(w, r, err)
 }
 
 // fail answers a request that failed.
@@ -247,8 +268,12 @@ func (c *class) join(w http.ResponseWriter, r *http.Request, j *Join) {
 		return
 	}
 	u, err := c.newUpgrade(offered{r}, j.options(), j.Header)
-	if err != nil {
+	switch {
+	case errors.Is(err, errNotOffered):
 		c.refuse(w, r, err)
+		return
+	case err != nil:
+		c.mistaken(w, r, err)
 		return
 	}
 	s, err := c.rt.reg.Join(c.reg, j.Object.id.key, j.Object.name, u.tags, u.attachment, u.window)
@@ -299,6 +324,9 @@ func (o offered) Offers(protocol string) bool {
 
 func (o offered) OfferedDeflate() (w wire.Window, answer string) { return wire.OfferedDeflate(o.r) }
 
+// errNotOffered is the fault of a client, if of a Join, and of the handler, if of AcceptOptions.
+var errNotOffered = fmt.Errorf("%w: subprotocol was not offered", ErrInvalid)
+
 func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (upgrade, error) {
 	u := upgrade{protocol: o.Protocol, header: header}
 	var err error
@@ -311,7 +339,7 @@ func (c *class) newUpgrade(client offers, o AcceptOptions, header http.Header) (
 		}
 	}
 	if o.Protocol != "" && !client.Offers(o.Protocol) {
-		return u, fmt.Errorf("%w: subprotocol %q was not offered", ErrInvalid, o.Protocol)
+		return u, fmt.Errorf("%w: %q", errNotOffered, o.Protocol)
 	}
 	if o.Compression || c.opt.Compression {
 		u.window, u.extension = client.OfferedDeflate()
@@ -325,6 +353,7 @@ func (c *class) upgrade(w http.ResponseWriter, r *http.Request, s *socket.Socket
 	response, err := wire.AppendSwitching(nil, r.Header.Get("Sec-WebSocket-Key"), u.protocol, u.extension, u.header)
 	if err != nil {
 		registry.Unlist(s)
+		c.rt.log.Error("handshake cannot be answered", "class", c.name, "path", r.URL.Path, "err", err)
 		c.fail(w, r, fmt.Errorf("%w: %w", ErrInvalid, err))
 		return
 	}

@@ -428,17 +428,30 @@ func (s Stub) Name() string { return s.name }
 
 // check reports why the stub cannot be used.
 func (s Stub) check() error {
+	if err := s.checkClass(); err != nil {
+		return err
+	}
+	return s.checkName()
+}
+
+// checkClass reports what only the program can have got wrong.
+func (s Stub) checkClass() error {
 	if s.class == nil {
 		return fmt.Errorf("%w: zero Stub", ErrInvalid)
 	}
+	if s.foreign {
+		return fmt.Errorf("%w: id %s is not of class %q", ErrInvalid, s.id, s.class.name)
+	}
+	return nil
+}
+
+// checkName reports what is wrong with the name, which often is a client's.
+func (s Stub) checkName() error {
 	if len(s.name) > maxName {
 		return &LimitError{Limit: limitName, Max: maxName, Got: int64(len(s.name))}
 	}
 	if !utf8.ValidString(s.name) {
 		return fmt.Errorf("%w: object name is not UTF-8", ErrInvalid)
-	}
-	if s.foreign {
-		return fmt.Errorf("%w: id %s is not of class %q", ErrInvalid, s.id, s.class.name)
 	}
 	return nil
 }

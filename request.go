@@ -25,15 +25,14 @@ import (
 // upgrades and answers anything else 426. Failures are answered by
 // [ClassOptions].ErrorHandler.
 func (s Stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if err := s.check(); err != nil {
-		if s.class == nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		s.class.refuse(w, r, err)
+	c := s.class
+	if c == nil { // nobody who would log it
+		http.Error(w, s.check().Error(), http.StatusInternalServerError)
 		return
 	}
-	c := s.class
+	if !c.reachable(w, r, s) {
+		return
+	}
 	if !c.http {
 		c.join(w, r, &Join{Object: s})
 		return
