@@ -28,7 +28,7 @@ func (a *Activation) commitLocked(t *Turn, last *Work) error {
 	clear(a.undo)
 	a.outs, a.buf, a.outSize, a.undo = a.spareOuts, a.spareBuf, 0, a.undo[:0]
 	a.spareOuts, a.spareBuf = nil, nil
-	wrote := o.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
+	wrote := a.live.commitStore(a.Store, a.strict || !a.relaxed, a.alarmChanged)
 	a.strict, a.relaxed, a.alarmChanged = false, false, false
 	if last != nil && last.Done != nil {
 		outs = append(outs, output{work: last})
@@ -93,12 +93,12 @@ func (a *Activation) recycle(outs []output, buf []byte) {
 }
 
 // commitStore hands the writes of st over and reports whether there were any.
-// With hold, output waits for them.
-func (o *Object) commitStore(st *store.Object, hold, alarm bool) bool {
+// With hold, output waits for them. st must not be closed meanwhile.
+func (l *live) commitStore(st *store.Object, hold, alarm bool) bool {
 	if !st.Dirty() {
 		return false
 	}
-	l := o.outlet() // there is one, as somebody runs the object
+	o := l.obj
 	seq := l.gate.Issue(hold && !mutation.Gate)
 	o.class.reg.busy.Add(1)
 	begun := o.class.reg.cfg.Clock.Now()

@@ -331,7 +331,7 @@ func (o *Object) step(me *runner) bool {
 		w.resume.resumed <- struct{}{}
 		return false
 	}
-	a := o.act
+	a, l := o.act, o.live
 	evict := a != nil && w.internal == nil && (w.Cause == CauseEvict || o.class.reg.cfg.EvictEveryTurn) && len(a.blockers) == 0
 	if evict {
 		o.dropLocked()
@@ -354,7 +354,7 @@ func (o *Object) step(me *runner) bool {
 		return true
 	}
 	if w.internal != nil {
-		o.keepBooks(a, w)
+		o.keepBooks(a, l, w)
 		return true
 	}
 	if w.only != nil && w.only != a {
@@ -370,18 +370,23 @@ func (o *Object) step(me *runner) bool {
 	return true
 }
 
-// keepBooks runs internal work, with no instance if there is none.
-func (o *Object) keepBooks(a *Activation, w *Work) {
-	var st *store.Object
-	if a != nil {
-		st = a.Store
-	} else {
-		st = o.class.reg.cfg.Store.Object(o.id, o.class.Name, o.Name())
+// keepBooks runs internal work, with no instance if there is none. A reset may take a and l
+// away meanwhile.
+func (o *Object) keepBooks(a *Activation, l *live, w *Work) {
+	if a == nil {
+		st := o.class.reg.cfg.Store.Object(o.id, o.class.Name, o.Name())
 		defer st.Close()
+		w.internal(st)
+		l.commitStore(st, true, true)
+	} else {
+		w.internal(a.Store)
+		a.mu.Lock()
+		if a.ended == nil {
+			l.commitStore(a.Store, true, true)
+		}
+		a.mu.Unlock()
 	}
-	w.internal(st)
-	o.commitStore(st, true, true)
-	o.live.gate.Hold(output{done: func(err error) { o.finish(w, err) }})
+	l.gate.Hold(output{done: func(err error) { o.finish(w, err) }})
 }
 
 // BusyError is why an object could not be evicted.

@@ -134,7 +134,7 @@ func (t *Turn) Wrote(held bool) {
 		t.act.relaxed = true
 	}
 	if mutation.Commit && !t.act.Store.InSavepoint() {
-		t.act.obj.commitStore(t.act.Store, held, true)
+		t.act.live.commitStore(t.act.Store, held, true)
 	}
 }
 
