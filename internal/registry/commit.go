@@ -34,9 +34,12 @@ func (a *Activation) commitLocked(t *Turn, last *Work) error {
 		outs = append(outs, output{work: last})
 	}
 	through := len(outs) > 0 && a.live.gate.TakeThrough(outs)
-	if !through && size > 0 {
-		a.live.undelivered.Add(size)
-		a.live.gate.Append(output{size: size})
+	if !through {
+		if n := framesOf(outs); n > 0 {
+			a.live.undelivered.Add(size)
+			a.live.frames.Add(n)
+			a.live.gate.Append(output{undelivered: size, frames: n})
+		}
 	}
 	a.mu.Unlock()
 	if through {
@@ -111,7 +114,7 @@ func (l *live) commitStore(st *store.Object, hold, alarm bool) bool {
 		switch {
 		case err != nil:
 			o.commitFailed(l, seq, err)
-		case l.undelivered.Load() == 0: // nothing to write, at most somebody to tell
+		case l.frames.Load() == 0: // nothing to write, at most somebody to tell
 			l.gate.Open(seq)
 		default:
 			l.gate.Confirm(seq)

@@ -501,7 +501,7 @@ func (o *Object) inspect(in *Inspection) {
 		return
 	}
 	for out := range live.gate.Held() {
-		if out.size == 0 || out.sock != nil || out.all != nil { // else it only counts
+		if !out.counts() {
 			in.Held++
 		}
 		in.HeldBytes += int64(len(out.frame.Bytes))

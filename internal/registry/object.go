@@ -52,7 +52,8 @@ type live struct {
 	// flush is owned by whoever drains the gate.
 	flush []*socket.Socket
 
-	undelivered atomic.Int64 // bytes for sockets that wait at the gate
+	undelivered atomic.Int64 // bytes for sockets that wait at the gate, a broadcast's once
+	frames      atomic.Int64 // of turns and WaitUntil work for sockets, a broadcast's for each
 	queued      bool         // in releasers.queue, whose lock guards it
 
 	// Guarded by the object's lock.
@@ -107,7 +108,33 @@ type output struct {
 	own   bool  // the runtime's, not the turn's: it leaves though the turn is undone
 	work  *Work // its outcome is told
 	done  func(error)
-	size  int64 // to be taken off Object.undelivered; alone, it is of the outputs before
+
+	// To be taken off the live's counts; alone, they are of the outputs before.
+	undelivered, frames int64
+}
+
+// counts reports whether out is nothing but counts.
+func (out *output) counts() bool {
+	return out.sock == nil && out.all == nil && out.work == nil && out.done == nil
+}
+
+// framesOf is how many frames outs are.
+func framesOf(outs []output) (n int64) {
+	for i := range outs {
+		if outs[i].sock != nil {
+			n++
+		}
+		n += int64(len(outs[i].all))
+	}
+	return n
+}
+
+// hold puts out behind everything that is held. size is what counts of it for the limit of bytes.
+func (l *live) hold(out output, size int64) {
+	out.undelivered, out.frames = size, framesOf([]output{out})
+	l.undelivered.Add(out.undelivered)
+	l.frames.Add(out.frames)
+	l.gate.Hold(out)
 }
 
 // Work is one thing to be done in a turn of an object.
@@ -713,11 +740,12 @@ func (o *Object) Busy(delta int) { o.class.reg.busy.Add(int64(delta)) }
 
 // release lets one output go. The gate calls it, one at a time.
 func (l *live) release(out output, err error) {
-	if out.size != 0 {
-		l.undelivered.Add(-out.size)
-		if out.sock == nil && out.all == nil {
-			return
-		}
+	if out.undelivered != 0 || out.frames != 0 {
+		l.undelivered.Add(-out.undelivered)
+		l.frames.Add(-out.frames)
+	}
+	if out.counts() {
+		return
 	}
 	if out.all != nil {
 		if err == nil {

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -44,11 +45,19 @@ func TestOutputOfOneObjectDelaysNoOther(t *testing.T) {
 	defer released.Wait()
 	defer close(free)
 	for i := range maxReleasers - 1 {
-		a := c.awaken(string(rune('a' + i)))
+		name := string(rune('a' + i))
+		a := c.awaken(name)
+		s, err := c.reg.Join(c.class, a.obj.id, name, socket.Tags{}, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		send := (*Turn).Send
+		if i%2 == 0 {
+			send = (*Turn).CloseSocket
+		}
 		released.Go(func() {
 			if err := a.Do(context.Background(), func(turn *Turn) error {
-				a.live.undelivered.Add(1) // as if behind a frame
-				if err := write(turn); err != nil {
+				if err := errors.Join(send(turn, s, socket.Frame{Bytes: []byte{0x88, 0}, Last: true}), write(turn)); err != nil {
 					return err
 				}
 				return turn.Flush(func(error) {
@@ -57,7 +66,6 @@ func TestOutputOfOneObjectDelaysNoOther(t *testing.T) {
 					case <-ctx.Done():
 					}
 					<-free
-					a.live.undelivered.Add(-1)
 				})
 			}); err != nil {
 				t.Error(err)

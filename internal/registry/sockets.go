@@ -105,13 +105,11 @@ func (x *Outside) Send(s *socket.Socket, f socket.Frame) error {
 
 // hold puts out behind everything the object has held, within the limit.
 func (x *Outside) hold(out output) error {
-	l := x.act.live
-	out.size = int64(len(out.frame.Bytes))
-	if err := l.holds(out.size); err != nil {
+	l, size := x.act.live, int64(len(out.frame.Bytes))
+	if err := l.holds(size); err != nil {
 		return err
 	}
-	l.undelivered.Add(out.size)
-	l.gate.Hold(out)
+	l.hold(out, size)
 	return nil
 }
 
@@ -138,7 +136,7 @@ func (x *Outside) CloseSocket(s *socket.Socket, f socket.Frame) error {
 		return err
 	}
 	if s.StartClose() {
-		x.act.live.gate.Hold(output{sock: s, frame: f})
+		x.act.live.hold(output{sock: s, frame: f}, 0)
 	}
 	return nil
 }
