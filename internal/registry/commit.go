@@ -9,6 +9,10 @@ import (
 	"github.com/hibernate-go/hibernate/internal/store"
 )
 
+// maxFrames is how many frames of an object may wait at its gate when a turn ends: more than thousands of clients
+// await at once, and less than a second of writing.
+const maxFrames = 8 << 10
+
 // commit ends a stretch: its writes go to the store as one, its output to the
 // gate behind them. last, if any, is told behind all other output. It returns why
 // nothing of this happened. It is called by t, which has ended or is about to wait.
@@ -49,6 +53,11 @@ func (a *Activation) commitLocked(t *Turn, last *Work) error {
 	} else if len(outs) > 0 || wrote {
 		a.live.gate.Drain()
 		a.recycle(outs, nil)
+		if a.live.frames.Load() > maxFrames {
+			// Whoever writes them does not keep up, or the disk: no turn follows until they have left.
+			t.me.worker.DetachSelf()
+			_ = a.live.barrier(context.Background(), false) // others are told of a failure
+		}
 	}
 	if wrote && o.class.reg.cfg.Store.Behind() {
 		// A disk that does not keep up slows down those who write.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,4 +97,47 @@ func TestOutputOfOneObjectDelaysNoOther(t *testing.T) {
 	}); err != nil {
 		t.Error("behind a frame:", err)
 	}
+}
+
+// TestTurnsWaitForOutputThatDoesNotKeepUp: however slowly frames are written, few more than a turn's are kept.
+func TestTurnsWaitForOutputThatDoesNotKeepUp(t *testing.T) {
+	c := newCrowd(t)
+	a := c.awaken("a")
+	s, err := c.reg.Join(c.class, a.obj.id, "a", socket.Tags{}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Repeat([]*socket.Socket{s}, maxFrames/2)
+	writing, written := make(chan struct{}), make(chan struct{})
+	a.live.gate.Append(output{done: func(error) { close(writing); <-written }})
+	var turns sync.WaitGroup
+	defer turns.Wait()
+	turns.Go(a.live.gate.Drain)
+	<-writing
+	var begun atomic.Int64
+	for range 10 {
+		turns.Go(func() {
+			if err := a.Do(context.Background(), func(turn *Turn) error {
+				begun.Add(1)
+				if n := a.live.frames.Load(); n > maxFrames {
+					t.Errorf("a turn begins while %d frames wait", n)
+				}
+				return turn.SendAll(all, socket.Frame{Bytes: []byte{0x81, 0}, Shared: true})
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	c.until(func() bool { return begun.Load() > 3 || a.waits() })
+	close(written)
+}
+
+// waits reports whether somebody waits for what is held.
+func (a *Activation) waits() bool {
+	for out := range a.live.gate.Held() {
+		if out.done != nil {
+			return true
+		}
+	}
+	return false
 }
