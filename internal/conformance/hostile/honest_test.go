@@ -13,9 +13,33 @@ import (
 	"github.com/gobwas/ws"
 )
 
-// patience is how long this process, which serves everybody, may work while an honest client waits for one thing. A
-// clock would tell what else the machine has to do.
-const patience = 5 * time.Second
+// How long an honest client may wait for one thing, by two measures that do not tell what else the machine has to do:
+// how long this process, which serves everybody, has worked meanwhile, and how long the control has got along. The first
+// finds a server that is busy with others, the second one that does nothing.
+const (
+	workPatience    = 5 * time.Second
+	controlPatience = 3 * time.Second
+)
+
+// A moment is the time by both measures.
+type moment struct{ work, control time.Duration }
+
+func (c *control) now() moment { return moment{worked(), c.elapsed()} }
+
+// since is the time from begun on.
+func (c *control) since(begun moment) moment {
+	return moment{worked() - begun.work, c.elapsed() - begun.control}
+}
+
+// or is the longer of both, by each measure.
+func (m moment) or(n moment) moment { return moment{max(m.work, n.work), max(m.control, n.control)} }
+
+// tooLong reports whether nobody should have waited for so long.
+func (m moment) tooLong() bool { return m.work > workPatience || m.control > controlPatience }
+
+func (m moment) String() string {
+	return fmt.Sprintf("work of %v and a control of %v", m.work, m.control)
+}
 
 // limit is how long an honest client waits by the clock, so that what never comes is noticed.
 const limit = time.Minute
@@ -23,15 +47,16 @@ const limit = time.Minute
 // An honest client sends, reads everything it is sent, and keeps count.
 type honest struct {
 	id   int
+	time *control
 	conn net.Conn
 	br   *bufio.Reader
 
 	sent, told int
-	last       map[int]int   // of each honest client, the number of the last that it told all
-	longest    time.Duration // that this process worked while this one waited
+	last       map[int]int // of each honest client, the number of the last that it told all
+	longest    moment      // that this one waited
 }
 
-func dial(addr, path string, id int) (*honest, error) {
+func dial(c *control, addr, path string, id int) (*honest, error) {
 	d := ws.Dialer{Timeout: limit}
 	conn, br, _, err := d.Dial(context.Background(), "ws://"+addr+path)
 	if err != nil {
@@ -40,7 +65,7 @@ func dial(addr, path string, id int) (*honest, error) {
 	if br == nil {
 		br = bufio.NewReader(conn)
 	}
-	return &honest{id: id, conn: conn, br: br, last: map[int]int{}}, nil
+	return &honest{id: id, time: c, conn: conn, br: br, last: map[int]int{}}, nil
 }
 
 // echo sends a message and waits for it.
@@ -58,7 +83,7 @@ func (h *honest) tell() error {
 // exchange sends text and reads until it comes back. Whatever others tell must be
 // in order.
 func (h *honest) exchange(text string) error {
-	begun := worked()
+	begun := h.time.now()
 	h.conn.SetDeadline(time.Now().Add(limit))
 	if _, err := h.conn.Write(ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte(text))))); err != nil {
 		return fmt.Errorf("%d sends %q: %w", h.id, text, err)
@@ -79,7 +104,7 @@ func (h *honest) exchange(text string) error {
 			return fmt.Errorf("%d receives %v %.100q, want %q", h.id, f.Header.OpCode, got, text)
 		}
 		if got == text {
-			h.longest = max(h.longest, worked()-begun)
+			h.longest = h.longest.or(h.time.since(begun))
 			return nil
 		}
 	}
@@ -92,7 +117,7 @@ func gather(tb testing.TB, s *server, n, rooms int) crowd {
 	tb.Helper()
 	var c crowd
 	for i := range n {
-		h, err := dial(s.doors[i%len(s.doors)], roomPath(i/len(s.doors)%rooms), i)
+		h, err := dial(s.control, s.doors[i%len(s.doors)], roomPath(i/len(s.doors)%rooms), i)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -152,18 +177,18 @@ func (c crowd) heard(rooms, doors int) error {
 }
 
 // comeAndGo is honest clients that connect, exchange one message and close, until
-// ctx ends. It returns how many did and how long the process worked for the slowest.
-func comeAndGo(ctx context.Context, s *server) (n int, longest time.Duration, err error) {
+// ctx ends. It returns how many did and how long the slowest took.
+func comeAndGo(ctx context.Context, s *server) (n int, longest moment, err error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for i, addr := range s.doors {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				begun := worked()
-				failed := visit(addr, 1000+i)
+				begun := s.control.now()
+				failed := visit(s.control, addr, 1000+i)
 				mu.Lock()
 				n++
-				longest = max(longest, worked()-begun)
+				longest = longest.or(s.control.since(begun))
 				if failed != nil && err == nil {
 					err = failed
 				}
@@ -176,8 +201,8 @@ func comeAndGo(ctx context.Context, s *server) (n int, longest time.Duration, er
 	return n, longest, err
 }
 
-func visit(addr string, id int) error {
-	h, err := dial(addr, "/o/visitors", id)
+func visit(c *control, addr string, id int) error {
+	h, err := dial(c, addr, "/o/visitors", id)
 	if err != nil {
 		return err
 	}

@@ -57,8 +57,9 @@ func (r *room) WebSocketError(context.Context, hibernate.WebSocket, error) error
 
 // A server serves rooms at both doors: net/http's and the acceptor, in this order.
 type server struct {
-	rt    *hibernate.Runtime
-	doors []string
+	rt      *hibernate.Runtime
+	doors   []string
+	control *control
 }
 
 func serve(tb testing.TB) *server {
@@ -88,7 +89,7 @@ func serve(tb testing.TB) *server {
 	mux := http.NewServeMux()
 	mux.Handle("/o/", ns.Handler(route))
 	mux.HandleFunc("/plain", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "plain") })
-	s := &server{rt: rt}
+	s := &server{rt: rt, control: begin(tb)}
 	for _, door := range []string{"http", "acceptor"} {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
