@@ -96,7 +96,8 @@ func Open(cfg Config) (*Server, error) {
 	if s.kv, err = s.open(cfg, "kv", limits); err != nil {
 		return nil, err
 	}
-	limits.Key, limits.Value, limits.Keys = 1<<16, 8<<20, 1<<20
+	limits.Key, limits.Keys = 1<<16, 1<<20
+	limits.Value = 8<<20 - limits.Key - 16 // what a commit holds beside the longest key
 	if s.big, err = s.open(cfg, "main", limits); err != nil {
 		return nil, errors.Join(err, s.kv.rt.Close())
 	}
