@@ -119,9 +119,10 @@ const (
 	// the newest: for state that is sent again and again, such as positions.
 	// Nobody is told; each time counts in [Stats].Refused.
 	SlowReaderDropOldest
-	// SlowReaderError makes Send return a *LimitError, and nothing is sent. What a
-	// turn has sent before the queue was full may still join it, up to twice the
-	// limit; a peer for which more waits is closed as by SlowReaderClose.
+	// SlowReaderError makes Send return a *LimitError, and nothing is sent. What Send
+	// has taken is kept: what was sent before the queue was full still joins it,
+	// which [Limits].Undelivered bounds. No peer is closed for that, only one that has as
+	// much again waiting in answers that nobody sent: pongs and auto-responses.
 	SlowReaderError
 )
 

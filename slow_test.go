@@ -149,6 +149,33 @@ func TestSlowReaderMayBeAnError(t *testing.T) {
 	slow.expect("pong:x")
 }
 
+// TestSlowReaderErrorKeepsWhatWasSent: what one turn has sent while the queue had room is
+// more than twice what it takes, and arrives; who sends then is told.
+func TestSlowReaderErrorKeepsWhatWasSent(t *testing.T) {
+	awakeAndAsleep(t, func(t *testing.T, pause func(*rig)) {
+		r := newRig(t, "", &hibernate.Options{Limits: hibernate.Limits{SendQueue: 1 << 20}})
+		s := feed()
+		r.act(s, &hibernate.ClassOptions{SlowReader: hibernate.SlowReaderError})
+		c := r.dial("/o/a")
+		pause(r)
+		c.send("64")
+		r.until("output to pile up", func() bool { return r.rt.Stats().Buffered > 16<<20 })
+		r.must("a", func(ctx context.Context, a *actor) error {
+			if got := limit(only(a).SendText(ctx, "more")); !strings.HasPrefix(got, "bytes waiting for one peer ") {
+				t.Errorf("sent to a queue that is full: %s", got)
+			}
+			return nil
+		})
+		for want := range 64 {
+			if got := c.next(); !strings.HasPrefix(got, fmt.Sprintf("text:%06dx", want)) {
+				t.Fatalf("received %.20q, want message %d", got, want)
+			}
+		}
+		c.ping("x")
+		c.expect("pong:x")
+	})
+}
+
 // TestDrainWakesTheObject once, when a queue that was long is empty again. A
 // WebSocket that is closing has none.
 func TestDrainWakesTheObject(t *testing.T) {

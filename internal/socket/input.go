@@ -72,7 +72,7 @@ func (s *Socket) decode(w *poll.Worker, p []byte, own bool) (more bool) {
 				return false
 			}
 			// A pong goes behind what was queued before, never inside a frame.
-			flush = s.Queue(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data)}) || flush
+			flush = s.Queue(Frame{Bytes: wire.AppendFrame(nil, wire.Pong, it.Data), Unasked: true}) || flush
 		case wire.Pong:
 		case wire.Close:
 			s.peerClosed(w, it)
@@ -107,7 +107,7 @@ func (s *Socket) autoRespond(it wire.Item) bool {
 	frame, ok := s.owner.AutoResponse(s, it.Data)
 	if ok {
 		if ok, _ := s.Sendable(); ok {
-			s.Emit(Frame{Bytes: frame})
+			s.Emit(Frame{Bytes: frame, Unasked: true})
 		}
 	}
 	return ok

@@ -216,6 +216,9 @@ func (s *Socket) wroteLocked(err error) {
 	empty := len(b.out) == 0
 	full, last := b.full && !empty, b.last
 	finish := empty && s.finishLocked()
+	if empty && b.x != nil {
+		b.x.unasked = 0
+	}
 	if full || b.x != nil {
 		s.stuckLocked(b)
 	}

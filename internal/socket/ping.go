@@ -23,7 +23,7 @@ func (s *Socket) Ask() {
 	}
 	s.mu.Unlock()
 	if ask {
-		s.Emit(Frame{Bytes: pingFrame})
+		s.Emit(Frame{Bytes: pingFrame, Unasked: true})
 	}
 }
 

@@ -20,7 +20,7 @@ type SlowReader uint8
 const (
 	SlowClose      SlowReader = iota // it is closed with codeTryAgain
 	SlowDropOldest                   // what has waited longest is dropped
-	SlowError                        // Room tells; at twice the limit it is closed
+	SlowError                        // Room tells, and what it has let in is kept; for more of what is Unasked it is closed
 )
 
 const (
@@ -76,10 +76,7 @@ func (s *Socket) overflowLocked(f Frame) (flush bool) {
 		s.mu.Lock()
 		return s.queueLocked(f)
 	}
-	size := b.outSize + int64(len(f.Bytes))
-	policy := s.cfg().SlowReader
-	within := size <= 2*s.cfg().SendQueue
-	if within && (!b.full || policy == SlowError && !s.cfg().Pool.Crowded()) { // else whoever writes comes to it
+	if s.takesLocked(b, f) {
 		b.append(f, false)
 		if b.full {
 			s.stuckLocked(b)
@@ -87,7 +84,7 @@ func (s *Socket) overflowLocked(f Frame) (flush bool) {
 		return false
 	}
 	s.cfg().Refused.Count(limit.SendQueue)
-	if policy == SlowDropOldest {
+	if s.cfg().SlowReader == SlowDropOldest {
 		if s.makeRoomLocked(b, len(f.Bytes)) {
 			b.append(f, false)
 		}
@@ -116,6 +113,23 @@ func (s *Socket) overflowLocked(f Frame) (flush bool) {
 	s.setDeadline(timeout)
 	s.mu.Lock()
 	return false // it is full, or being written
+}
+
+// takesLocked reports whether a frame that is too much is queued all the same.
+func (s *Socket) takesLocked(b *busy, f Frame) bool {
+	n, most := int64(len(f.Bytes)), s.cfg().SendQueue
+	switch {
+	case s.cfg().SlowReader != SlowError: // whoever writes comes to it, if somebody does
+		return !b.full && b.outSize+n <= 2*most
+	case !f.Unasked: // Room has let it in
+		return true
+	}
+	if most == 0 || s.cfg().Pool.Crowded() {
+		most = crowdedQueue
+	}
+	x := s.extraLocked()
+	x.unasked += n
+	return x.unasked <= most
 }
 
 // closeEvent is e, or for a peer that was closed because it did not read, that.
@@ -161,8 +175,9 @@ func (s *Socket) makeRoomLocked(b *busy, n int) bool {
 }
 
 // Room is an error if n more bytes are too much for the queue and the class wants
-// to be told. While somebody writes, and nobody knows what the system still takes,
-// that is what Emit would close the peer for.
+// to be told. If it is nil the frame is taken whenever it is emitted, however much has
+// been let in meanwhile: the owner bounds what it holds. While somebody writes nobody
+// knows what the system still takes, and twice as much may wait.
 func (s *Socket) Room(n int) error {
 	if s.cfg().SlowReader != SlowError {
 		return nil
@@ -186,6 +201,7 @@ type extra struct {
 	in      int64  // of that, for a message that is not complete
 	begun   *begun // what has to be complete in time
 	full    int64  // when the bucket of Config.MessageRate is, Unix nanoseconds
+	unasked int64  // bytes of Unasked frames that were too much, since the queue was empty
 }
 
 func (s *Socket) extraLocked() *extra {

@@ -38,8 +38,11 @@ func eachSilent(t *testing.T, f func(t *testing.T, newBench func(Config) *bench)
 const chunk = 256 << 10
 
 // numbered is a large frame that begins with n.
-func numbered(n int) Frame {
-	data := make([]byte, chunk)
+func numbered(n int) Frame { return numberedOf(n, chunk) }
+
+// numberedOf is a frame of size bytes that begins with n.
+func numberedOf(n, size int) Frame {
+	data := make([]byte, size)
 	binary.BigEndian.PutUint32(data, uint32(n))
 	return Frame{Bytes: wire.AppendFrame(nil, wire.Binary, data)}
 }
@@ -160,8 +163,8 @@ func TestSlowPeerLosesTheOldest(t *testing.T) {
 	})
 }
 
-// TestSlowPeerIsAnError for whoever asks for room, and is closed when twice as much
-// comes from those who did not.
+// TestSlowPeerIsAnError for whoever asks for room, and is closed when as much again
+// comes from those who do not.
 func TestSlowPeerIsAnError(t *testing.T) {
 	eachSilent(t, func(t *testing.T, newBench func(Config) *bench) {
 		b := newBench(Config{SendQueue: 1 << 20, SlowReader: SlowError})
@@ -176,15 +179,98 @@ func TestSlowPeerIsAnError(t *testing.T) {
 		if err := b.s.Room(chunk); !errors.As(err, &le) || !le.Of(limit.SendQueue) || le.Max != 1<<20 {
 			t.Errorf("room: %v", err)
 		}
-		b.s.Emit(numbered(sent))
-		if ok, err := b.s.Sendable(); !ok {
-			t.Errorf("a frame that was on its way ended it: %v", err)
+		unasked := func(n int) Frame {
+			f := numbered(n)
+			f.Unasked = true
+			return f
 		}
-		b.stuff(5)
+		for range 2 { // what is read in between is forgotten
+			for range 3 {
+				b.s.Emit(unasked(sent))
+				sent++
+			}
+			if ok, err := b.s.Sendable(); !ok {
+				t.Fatalf("some answers ended it: %v", err)
+			}
+			for want := range sent {
+				if got := b.number(); got != want {
+					t.Fatalf("frame %d, want %d", got, want)
+				}
+			}
+			b.s.mu.Lock() // whoever writes may be about to find the queue empty
+			for b.s.busy != nil {
+				b.s.mu.Unlock()
+				runtime.Gosched()
+				b.s.mu.Lock()
+			}
+			b.s.mu.Unlock()
+			for sent = 0; b.s.Room(chunk) == nil; sent++ {
+				b.s.Emit(numbered(sent))
+			}
+		}
+		for range 4 {
+			b.s.Emit(unasked(0))
+		}
 		if _, err := b.s.Sendable(); !errors.Is(err, ErrClosed) {
-			t.Errorf("twice the limit waits, and sending is %v", err)
+			t.Errorf("as much again waits that nobody has asked for, and sending is %v", err)
 		}
 	})
+}
+
+// TestWhatRoomLetsInIsTaken, whatever the queue has come to when it is emitted: the
+// peer is not closed, and reads everything.
+func TestWhatRoomLetsInIsTaken(t *testing.T) {
+	const most = 1 << 20
+	for name, send := range map[string]func(*bench) (frames int){
+		"a large frame behind what is not flushed": func(b *bench) int {
+			b.s.Queue(numbered(0))
+			b.room(3 * most)
+			b.s.Emit(numberedOf(1, 3*most))
+			return 2
+		},
+		"frames that were let in together": func(b *bench) int {
+			for range 5 {
+				b.room(most)
+			}
+			for i := range 5 {
+				b.s.Emit(numberedOf(i, most))
+			}
+			return 5
+		},
+		"while the pool is crowded": func(b *bench) int {
+			b.room(chunk)
+			pool := b.s.cfg().Pool
+			pool.n.Add(pool.Limit)
+			defer pool.n.Add(-pool.Limit)
+			b.stuff(2)
+			return 2
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachSilent(t, func(t *testing.T, newBench func(Config) *bench) {
+				var refused limit.Counters
+				b := newBench(Config{SendQueue: most, SlowReader: SlowError, Pool: &Pool{Limit: 1 << 40}, Refused: &refused})
+				n := send(b)
+				if ok, err := b.s.Sendable(); !ok || refused.Load()[limit.SendQueue] != 0 {
+					t.Errorf("sending is %v, %d refusals", err, refused.Load()[limit.SendQueue])
+				}
+				for want := range n {
+					if got := b.number(); got != want {
+						t.Fatalf("frame %d, want %d", got, want)
+					}
+				}
+				b.noEvent()
+			})
+		})
+	}
+}
+
+// room fails unless there is room for n bytes.
+func (b *bench) room(n int) {
+	b.t.Helper()
+	if err := b.s.Room(n); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // TestRoomIsRefusedWhileSomebodyWrites, once Emit would close the peer: whoever asks is told.

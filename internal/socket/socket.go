@@ -111,9 +111,10 @@ type Owner interface {
 // A Frame is encoded output. What is not longer than [MaxCopied] is copied when it has to wait; anything else is kept
 // as it is, and must not be changed.
 type Frame struct {
-	Bytes  []byte
-	Last   bool // a Close frame: nothing may follow
-	Shared bool // goes to several sockets: not copied
+	Bytes   []byte
+	Last    bool // a Close frame: nothing may follow
+	Shared  bool // goes to several sockets: not copied
+	Unasked bool // nobody has asked Room for it: a pong, an auto-response, a ping
 }
 
 // MaxCopied is the size of the largest frame that Queue and Emit copy.
