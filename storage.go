@@ -422,9 +422,6 @@ func (s *Storage) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if t.Activation().Store.InSavepoint() {
-		return fmt.Errorf("%w: Sync inside a transaction", ErrState)
-	}
 	return t.Sync(ctx)
 }
 
@@ -471,31 +468,35 @@ func (a *accessor) DeleteAlarm(ctx context.Context) error {
 // Transaction runs f with the turn held, and undoes what f wrote - also through
 // plain Storage calls - if it returns an error or panics. It returns f's error.
 // Messages sent in f are not taken back (semantics 12.10 to 12.15). Transactions
-// nest. ctx of f is that of the turn.
+// nest. ctx of f is that of the turn. In a goroutine of the handler's own that is still in f
+// when the handler returns, what f wrote is undone and the error is [ErrOutsideTurn].
 func (s *Storage) Transaction(ctx context.Context, f func(ctx context.Context, tx *Txn) error) error {
 	t, err := s.reader(ctx)
 	if err != nil {
 		return err
 	}
 	return t.Pin(func() error {
-		st := t.Activation().Store
-		tx := &Txn{accessor: accessor{state: s.state}, depth: st.Begin()}
+		depth, err := t.Begin()
+		if err != nil {
+			return err
+		}
+		tx := &Txn{accessor: accessor{state: s.state}, depth: depth}
 		tx.txn = tx
 		done := false
 		defer func() {
 			tx.over = true
 			if !done {
-				st.Rollback(tx.depth)
+				_ = t.End(depth, false) // f's error or panic says more
 			}
 		}()
 		if err := f(ctx, tx); err != nil {
 			return err
 		}
-		if !tx.rolled {
-			st.Release(tx.depth)
-		}
 		done = true
-		return nil
+		if tx.rolled {
+			return nil
+		}
+		return t.End(depth, true)
 	})
 }
 

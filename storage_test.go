@@ -572,6 +572,122 @@ func TestTransactionRollback(t *testing.T) {
 	})
 }
 
+// A lingering is a transaction of a goroutine that the handler does not wait for.
+type lingering struct {
+	end  chan struct{} // closed to have its function return
+	over chan error    // what Transaction returned
+}
+
+// linger begins one that has written "lost", in the turn of ctx.
+func linger(ctx context.Context, st *hibernate.Storage) *lingering {
+	l := &lingering{make(chan struct{}), make(chan error, 1)}
+	inside := make(chan error, 1)
+	go func() {
+		l.over <- st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
+			inside <- hibernate.Put(ctx, tx, "lost", 1)
+			<-l.end
+			return nil
+		})
+	}()
+	if err := <-inside; err != nil {
+		l.over <- err
+	}
+	return l
+}
+
+// TestTransactionEndsWithItsTurn: what a goroutine has written in one that the handler did not
+// wait for is undone, the turn's own writes stand, and the object goes on. When the
+// goroutine ends it, it is told, and a transaction of the turn that runs then is not ended.
+func TestTransactionEndsWithItsTurn(t *testing.T) {
+	mine := errors.New("mine")
+	for _, kind := range []string{"call", "constructor", "alarm"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, "", nil)
+			var l *lingering
+			turn := func(ctx context.Context, a *actor) error {
+				put(t, ctx, a.state.Storage(), "kept")
+				l = linger(ctx, a.state.Storage())
+				return nil
+			}
+			s := &script{}
+			switch kind {
+			case "constructor":
+				s.construct = turn
+			case "alarm":
+				s.alarm = func(ctx context.Context, a *actor, _ hibernate.AlarmInfo) error {
+					defer a.tell("alarm")
+					return turn(ctx, a)
+				}
+			}
+			r.act(s, nil)
+			switch kind {
+			case "call":
+				r.must("a", turn)
+			case "alarm":
+				r.must("a", func(ctx context.Context, a *actor) error {
+					return a.state.Storage().SetAlarm(ctx, r.clock.Now().Add(time.Second))
+				})
+				r.clock.Advance(time.Second)
+				r.hear("alarm")
+			}
+			r.must("a", func(ctx context.Context, a *actor) error {
+				st := a.state.Storage()
+				if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
+					put(t, ctx, tx, "undone")
+					close(l.end)
+					if err := <-l.over; !errors.Is(err, hibernate.ErrOutsideTurn) {
+						t.Errorf("the transaction that lingers returns %v", err)
+					}
+					put(t, ctx, tx, "undone too")
+					return mine
+				}); err != mine {
+					t.Errorf("returned %v", err)
+				}
+				if got := keys(ctx, st); got != "kept" {
+					t.Errorf("in the end %q", got)
+				}
+				if at, ok, err := st.Alarm(ctx); ok || err != nil {
+					t.Errorf("an alarm is set: %v, %v", at, err)
+				}
+				return nil
+			})
+			r.clock.Advance(time.Hour)
+			r.silent()
+		})
+	}
+}
+
+// TestSyncBesideTransactions of other goroutines in the same turn is ErrState while one is
+// open, whenever it comes.
+func TestSyncBesideTransactions(t *testing.T) {
+	r := newRig(t, "", nil)
+	r.act(&script{}, nil)
+	r.must("a", func(ctx context.Context, a *actor) error {
+		st := a.state.Storage()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 2000 {
+				if err := st.Transaction(ctx, func(ctx context.Context, tx *hibernate.Txn) error {
+					return tx.PutBytes(ctx, "k", nil)
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for {
+			select {
+			case <-done:
+				return nil
+			default:
+			}
+			if err := st.Sync(ctx); err != nil && !errors.Is(err, hibernate.ErrState) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // TestDeleteAll deletes keys and alarm, keeps writes after it, and is refused
 // inside a transaction, as Sync is (12.13, 12.16).
 func TestDeleteAll(t *testing.T) {

@@ -88,7 +88,7 @@ func (r *alarmRun) run(t *Turn, instance any) error {
 	}
 	r.at = al.Running
 	err = r.class.Behavior.Alarm(t, instance, info)
-	if t.Check() != nil {
+	if t.Use(func() error { t.returnedLocked(context.Canceled); return nil }) != nil {
 		return err
 	}
 	al, readErr := a.Store.Alarm()
@@ -169,7 +169,7 @@ func retried(al store.Alarm, now int64, count bool) store.Alarm {
 		}
 		al.Retry++
 	}
-	al.RetryAt = now + wait.Milliseconds()
+	al.RetryAt = max(now+wait.Milliseconds(), 1) // the clock may be anything
 	return al
 }
 

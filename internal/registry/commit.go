@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/hibernate-go/hibernate/internal/gate"
 	"github.com/hibernate-go/hibernate/internal/mutation"
@@ -175,7 +176,7 @@ func (t *Turn) Sync(ctx context.Context) error {
 		return err
 	}
 	t.me.worker.Detach()
-	if err := t.act.commit(t, nil); err != nil {
+	if err := t.commit(); err != nil {
 		return err
 	}
 	return t.act.live.barrier(ctx, true)
@@ -183,12 +184,67 @@ func (t *Turn) Sync(ctx context.Context) error {
 
 // Flush commits and calls done when everything before is durable, or failed.
 func (t *Turn) Flush(done func(error)) error {
-	if err := t.Check(); err != nil {
-		return err
-	}
-	if err := t.act.commit(t, nil); err != nil {
+	if err := t.commit(); err != nil {
 		return err
 	}
 	t.act.live.gate.Hold(output{done: done})
 	return nil
+}
+
+// commit is Activation.commit in the middle of a turn, of which another goroutine may be in a transaction.
+func (t *Turn) commit() error {
+	a := t.act
+	a.mu.Lock()
+	err := t.checkLocked()
+	if err == nil && a.Store.InSavepoint() {
+		err = fmt.Errorf("%w: commit inside a transaction", ErrState)
+	}
+	if err != nil {
+		a.mu.Unlock()
+		return err
+	}
+	return a.commitLocked(t, nil)
+}
+
+// Begin opens a savepoint in the object's storage. It is called inside Pin, so that a turn
+// that can be given up has none; one that ends drops those it has, as nobody can say any more
+// whether their writes are meant.
+func (t *Turn) Begin() (depth int, err error) {
+	t.act.mu.Lock()
+	defer t.act.mu.Unlock()
+	if err := t.checkLocked(); err != nil {
+		return 0, err
+	}
+	if t.err != nil {
+		return 0, t.act.obj.OutsideTurn()
+	}
+	return t.act.Store.Begin(), nil
+}
+
+// End closes a savepoint and those inside it, and keeps what was written or drops it. It is an
+// error if the turn has ended before, and with it the savepoint.
+func (t *Turn) End(depth int, keep bool) error {
+	a := t.act
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.ended != nil:
+		return resetError(a.ended)
+	case t.err != nil:
+		return a.obj.OutsideTurn()
+	case keep:
+		a.Store.Release(depth)
+	default:
+		a.Store.Rollback(depth)
+	}
+	return nil
+}
+
+// returnedLocked says that the handler of t has returned: its context ends, and so do transactions that
+// goroutines of its own are still in.
+func (t *Turn) returnedLocked(cause error) {
+	if t.pinned > 0 && t.err == nil {
+		t.act.Store.Rollback(1)
+	}
+	t.endLocked(cause)
 }

@@ -272,7 +272,7 @@ func (t *Turn) leaveLocked(cause error) {
 	if a.current == t {
 		a.current = nil
 	}
-	t.endLocked(cause)
+	t.returnedLocked(cause)
 }
 
 // finish is the end of nearly every turn: leave, commit and eventOver under one
