@@ -73,6 +73,46 @@ func TestLoopMayEndBeforeItsBell(t *testing.T) {
 	}
 }
 
+// TestEveryUseOfADescriptorIsCounted, and none is closed, nor its number used again, while one is under way. That calls
+// are counted shows where no more can be.
+func TestEveryUseOfADescriptorIsCounted(t *testing.T) {
+	w := &world{T: t, p: newPoller(t, Options{}), pair: pairs(t, "tcp")}
+	server, client := w.pair()
+	r := &record{}
+	w.must(group(w.p, r).Attach(&r.Conn, server))
+	for name, use := range map[string]func(){
+		"Write":          func() { r.Write([]byte("x")) },
+		"Writev":         func() { r.Writev([][]byte{[]byte("x"), []byte("y")}) },
+		"CloseWrite":     func() { r.CloseWrite() },
+		"NotifyWritable": r.NotifyWritable,
+	} {
+		func() {
+			r.state.Or(stateRefs)
+			defer func() {
+				r.state.And(stateRef - 1)
+				if v, _ := recover().(string); !strings.Contains(v, "too many calls") {
+					t.Errorf("%s is not counted: %q", name, v)
+				}
+			}()
+			use()
+		}()
+	}
+	if !r.acquire() {
+		t.Fatal("no reference")
+	}
+	w.must(r.Close())
+	if r.acquire() {
+		t.Error("a reference after Close")
+	}
+	if _, err := unix.FcntlInt(uintptr(r.fd), unix.F_GETFD, 0); err != nil || w.p.Len() != 1 {
+		t.Errorf("%v, %d connections while a call is under way", err, w.p.Len())
+	}
+	r.on.driver.(*loop).release(&r.Conn)
+	if n, err := client.Read(make([]byte, 1)); err != io.EOF || w.p.Len() != 0 {
+		t.Errorf("read %d, %v, %d connections after the last call", n, err, w.p.Len())
+	}
+}
+
 func TestIdleConnsAddNoGoroutines(t *testing.T) {
 	w := &world{T: t, p: newPoller(t, Options{}), pair: pairs(t, "tcp")}
 	before := runtime.NumGoroutine()

@@ -14,7 +14,6 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -733,19 +732,26 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 		var pairing sync.Mutex
 		for id := range 6 {
 			all.Go(func() {
-				for round := range 8 {
-					mark := byte(id*8 + round)
+				for round := range 16 {
+					mark := byte(id*16 + round)
 					pairing.Lock()
 					server, client := w.pair()
 					pairing.Unlock()
-					r := &record{}
+					server.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(16 << 10)
+					room, gone := make(chan struct{}, 1), make(chan struct{})
+					r := &record{writable: func() {
+						select {
+						case room <- struct{}{}:
+						default:
+						}
+					}}
 					if err := group(w.p, r).Attach(&r.Conn, server); err != nil {
 						w.Error(err)
 						return
 					}
 					r.Resume()
 					var users sync.WaitGroup
-					b := bytes.Repeat([]byte{mark}, 100)
+					b := bytes.Repeat([]byte{mark}, 8<<10)
 					for range 2 {
 						users.Go(func() {
 							for {
@@ -755,8 +761,12 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 								}
 								r.NotifyWritable()
 								r.Resume()
-								if n < len(b) {
-									runtime.Gosched()
+								if n == len(b) {
+									continue
+								}
+								select {
+								case <-room:
+								case <-gone:
 								}
 							}
 						})
@@ -769,11 +779,12 @@ func TestCloseBesideWriteNeverReachesAReusedNumber(t *testing.T) {
 								users.Go(func() { r.Close() })
 							}
 							n, err := client.Read(buf)
-							if slices.ContainsFunc(buf[:n], func(b byte) bool { return b != mark }) {
+							if bytes.Count(buf[:n], b[:1]) != n {
 								w.Errorf("connection %d received bytes of another", mark)
 							}
 							if err != nil {
 								r.Close()
+								close(gone)
 								return
 							}
 						}
