@@ -2,7 +2,6 @@ package hibernate
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -185,7 +184,7 @@ func putAll(o *store.Object, keys []string, values [][]byte) error {
 
 // Delete deletes keys and returns how many of them existed. A key over its limit is
 // a *LimitError, and nothing is deleted. If the commit has no room for all of them,
-// which is one too, n tells how many were deleted.
+// which is one too, or its turn ends meanwhile, n tells how many were deleted.
 func (a *accessor) Delete(ctx context.Context, keys ...string) (n int, err error) {
 	t, err := a.reader(ctx)
 	if err != nil {
@@ -196,10 +195,15 @@ func (a *accessor) Delete(ctx context.Context, keys ...string) (n int, err error
 			return 0, err
 		}
 	}
-	n, err = t.Activation().Store.Delete(keys...)
-	if err == nil || n > 0 { // also some of them: what the turn sends now waits for those
-		err = cmp.Or(err, t.Use(func() error { t.Wrote(true); return nil }))
-	}
+	n, err = t.Activation().Store.Delete(func(write func() error) error {
+		return t.Use(func() error {
+			if err := write(); err != nil {
+				return err
+			}
+			t.Wrote(true)
+			return nil
+		})
+	}, keys...)
 	return n, wrap(err)
 }
 

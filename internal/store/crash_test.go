@@ -85,7 +85,7 @@ func (w *crashWorkload) turn(rng *rand.Rand, o *Object, h *history) bool {
 	}
 	depth := o.Begin()
 	undone := fmt.Sprint("k", rng.IntN(10))
-	if _, err := o.Delete(undone, "never"); err != nil {
+	if _, err := del(o, undone, "never"); err != nil {
 		return false
 	}
 	if rng.IntN(2) == 0 {

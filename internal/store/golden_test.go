@@ -70,7 +70,7 @@ func TestGoldenDirectoryOpens(t *testing.T) {
 		must(t, room.Put("greeting", []byte("hello")))
 		must(t, room.Put("gone", []byte("x")))
 		must(t, commitWait(t, room))
-		_, err := room.Delete("gone")
+		_, err := del(room, "gone")
 		must(t, err)
 		must(t, room.SetAlarm(Alarm{Next: 1764000000001, Running: 1764000000000, Retry: 1, RetryAt: 1764000002000}))
 		must(t, commitWait(t, room))

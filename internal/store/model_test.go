@@ -146,7 +146,7 @@ func modelRun(t *rapid.T, engine string) {
 					delete(dirty().keys, k)
 				}
 			}
-			if n, err := o.Delete(keys...); n != want || err != nil {
+			if n, err := del(o, keys...); n != want || err != nil {
 				t.Fatalf("deleted %d, %v, want %d", n, err, want)
 			}
 		},
@@ -351,14 +351,14 @@ func eachLayer(t *testing.T, test func(t *testing.T, o *Object)) {
 				put("abcx")
 				sync()
 				put("dbcy")
-				_, err := o.Delete("x", "c")
+				_, err := del(o, "x", "c")
 				must(t, err)
 				o.Commit(nil)
 				put("ecz")
-				_, err = o.Delete("y")
+				_, err = del(o, "y")
 				must(t, err)
 				o.Begin()
-				_, err = o.Delete("z")
+				_, err = del(o, "z")
 				must(t, err)
 			}
 			test(t, o)
@@ -378,7 +378,7 @@ func TestListKeepsItsState(t *testing.T) {
 		var keys []string
 		for k := range l.All() {
 			keys = append(keys, k)
-			_, err := o.Delete("b", "d")
+			_, err := del(o, "b", "d")
 			must(t, err)
 			must(t, o.Put(k+"+", []byte("new")))
 			must(t, o.Put("e", []byte("new")))
@@ -456,7 +456,7 @@ func TestReadsMissNoCommitOnItsWayToTheDisk(t *testing.T) {
 						t.Errorf("list %v, want %v", got, want)
 					}
 				} else {
-					n, err := o.Delete("new", "old")
+					n, err := del(o, "new", "old")
 					must(t, err)
 					if want := map[bool]int{false: 2, true: 1}[clear]; n != want {
 						t.Errorf("deleted %d, want %d", n, want)
@@ -507,4 +507,9 @@ func TestPrefixEndsByBytes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// del deletes keys outside of turns.
+func del(o *Object, keys ...string) (int, error) {
+	return o.Delete(func(write func() error) error { return write() }, keys...)
 }

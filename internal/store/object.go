@@ -425,43 +425,59 @@ func (c *commit) recycle() {
 	c.Writes = nil
 }
 
-// Delete deletes keys and returns how many of them existed.
-func (o *Object) Delete(keys ...string) (existed int, err error) {
-	if err := o.lock(); err != nil {
-		return 0, err
-	}
+// Delete deletes keys and returns how many of them existed. It reads, and so blocks;
+// only what it calls within for, once for each key or more, writes and does not block.
+func (o *Object) Delete(within func(write func() error) error, keys ...string) (existed int, err error) {
 	for _, key := range keys {
 		if len(key) > o.s.limits.Key {
 			continue
 		}
-		v, known := o.find(key)
-		for !known {
-			retired := o.e.retired
-			o.e.mu.Unlock()
-			ok, err := o.s.eng.Has(o.e.id, key)
+		for done := false; !done; {
+			retired, asked, exists, err := o.exists(key)
 			if err != nil {
 				return existed, err
 			}
-			if err := o.lock(); err != nil {
+			err = within(func() error {
+				if err := o.lock(); err != nil {
+					return err
+				}
+				defer o.e.mu.Unlock()
+				v, known := o.find(key)
+				if !known && (!asked || retired != o.e.retired) {
+					return nil // it has changed meanwhile: again
+				}
+				done = true
+				if known && v == nil || !known && !exists {
+					return nil
+				}
+				if err := o.set(key, nil); err != nil {
+					return err
+				}
+				existed++
+				return nil
+			})
+			if err != nil {
 				return existed, err
 			}
-			if v, known = o.find(key); !known && retired == o.e.retired {
-				if known = true; ok {
-					v = []byte{}
-				}
-			}
 		}
-		if v == nil {
-			continue
-		}
-		if err := o.set(key, nil); err != nil {
-			o.e.mu.Unlock()
-			return existed, err
-		}
-		existed++
 	}
-	o.e.mu.Unlock()
 	return existed, nil
+}
+
+// exists asks the engine for a key that is not known otherwise. retired is the
+// entry's from before.
+func (o *Object) exists(key string) (retired uint64, asked, ok bool, err error) {
+	if err := o.lock(); err != nil {
+		return 0, false, false, err
+	}
+	_, known := o.find(key)
+	retired = o.e.retired
+	o.e.mu.Unlock()
+	if known {
+		return retired, false, false, nil
+	}
+	ok, err = o.s.eng.Has(o.e.id, key)
+	return retired, true, ok, err
 }
 
 // DeleteAll deletes every key and the alarm. Writes after it are kept.

@@ -142,7 +142,7 @@ func TestClosedStoreAnswersUnavailable(t *testing.T) {
 		t.Errorf("list: %v", l.Err())
 	}
 	_, _, err = o.Get("k")
-	_, err2 := o.Delete("k")
+	_, err2 := del(o, "k")
 	_, err3 := s.DueAlarms(t.Context(), Due{}, 1, 1)
 	for _, err := range []error{err, err2, err3, o.Put("k", nil), o.DeleteAll(), s.Throttle(t.Context()), s.Snapshot(t.Context(), t.TempDir()+"/s")} {
 		if !errors.Is(err, ErrUnavailable) {
@@ -229,7 +229,7 @@ func TestWhatWasWrittenLatelyIsAtHand(t *testing.T) {
 	if v := get(t, o, "long"); len(v) != maxCached || eng.gets.Load() != 2 {
 		t.Errorf("the long key has %d bytes after asking the engine %d times", len(v), eng.gets.Load())
 	}
-	if n, err := o.Delete("99"); n != 1 || err != nil {
+	if n, err := del(o, "99"); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
 	commit()
@@ -894,4 +894,28 @@ func TestLockOfAnotherProcess(t *testing.T) {
 	must(t, stdin.Close())
 	must(t, child.Wait())
 	must(t, mustOpen(t, Config{Dir: dir}).Close())
+}
+
+// TestDeleteWritesWithinOnly: it reads outside, where its turn may end meanwhile, and what is refused then is not deleted.
+func TestDeleteWritesWithinOnly(t *testing.T) {
+	s := mustOpen(t, Config{})
+	defer s.Close()
+	o := s.Object(ID{1}, "C", "")
+	defer o.Close()
+	must(t, errors.Join(o.Put("a", nil), o.Put("b", nil)))
+	over := errors.New("turn is over")
+	turns := 1
+	n, err := o.Delete(func(write func() error) error {
+		if turns == 0 {
+			return over
+		}
+		turns--
+		return write()
+	}, "a", "b")
+	if n != 1 || err != over {
+		t.Errorf("deleted %d, %v", n, err)
+	}
+	if got := fmt.Sprint(listed(t, o, ListOptions{})); got != "[b=]" {
+		t.Errorf("left are %s", got)
+	}
 }
