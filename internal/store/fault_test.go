@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -165,46 +166,51 @@ func within(t *testing.T, f func()) {
 	}
 }
 
-// TestADiskFullOutsideTheLogOnlySlows fails every write of a table for a while:
-// commits wait, and go on when there is room.
+// TestADiskFullOutsideTheLogOnlySlows fails every write of a table for a minute: commits wait, tables are tried again
+// ever less often, at last once in a second, and commits go on when there is room.
 func TestADiskFullOutsideTheLogOnlySlows(t *testing.T) {
-	f := &storetest.Fault{Forever: true, Match: func(op errorfs.Op) bool {
-		return strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove
-	}}
-	mem := storetest.NewFS()
-	cfg := smallConfig(f.Wrap(mem))
-	cfg.MemTableSize = 32 << 10
-	cfg.MaxPending = 20
-	w := &crashWorkload{s: mustOpen(t, cfg), histories: newHistories()}
-	ran := make(chan struct{})
-	go func() {
-		defer close(ran)
-		w.run(1, 100)
-	}()
-	within(t, func() {
-		for f.Seen() < 5 { // a failed flush was tried again
-			time.Sleep(time.Millisecond)
+	synctest.Test(t, func(t *testing.T) {
+		const minute, most = 60, 10 + 60 // seconds, and attempts in it: ten until they are a second apart
+		f := &storetest.Fault{Forever: true}
+		f.Match = func(op errorfs.Op) bool {
+			if f.Seen() > 10*most {
+				panic("it spins") // and time stands still
+			}
+			return strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove
 		}
-		for last := int64(-1); w.answers.Load() != last; { // until commits wait
-			last = w.answers.Load()
-			time.Sleep(50 * time.Millisecond)
+		mem := storetest.NewFS()
+		cfg := smallConfig(f.Wrap(mem))
+		cfg.MemTableSize = 32 << 10
+		cfg.MaxPending = 20
+		w := &crashWorkload{s: mustOpen(t, cfg), histories: newHistories()}
+		ran := make(chan struct{})
+		go func() {
+			defer close(ran)
+			w.run(1, 100)
+		}()
+		synctest.Wait()
+		answered := w.answers.Load()
+		time.Sleep(minute * time.Second)
+		synctest.Wait()
+		select {
+		case <-ran:
+			t.Error("nothing waited")
+		default:
+		}
+		if n := w.answers.Load() - answered; n != 0 || answered == 0 {
+			t.Errorf("%d commits are answered at once, and %d in the minute", answered, n)
+		}
+		if n := f.Seen(); n < most/2 || n > most {
+			t.Errorf("%d failed writes in a minute", n)
+		}
+		must(t, w.s.Err())
+		f.Off.Store(true)
+		<-ran
+		acked := w.acked()
+		verifyDir(t, mem.Cut(vfs.CrashCloneCfg{}), "/db", w, acked)
+		must(t, w.s.Close())
+		if w.answers.Load() != w.commits.Load() || w.failures.Load() != 0 {
+			t.Errorf("%d commits, %d answers, %d failures", w.commits.Load(), w.answers.Load(), w.failures.Load())
 		}
 	})
-	select {
-	case <-ran:
-		t.Error("nothing waited")
-	default:
-	}
-	if n := f.Seen(); n > 50 {
-		t.Errorf("%d failed writes: it spins", n)
-	}
-	must(t, w.s.Err())
-	f.Off.Store(true)
-	within(t, func() { <-ran })
-	acked := w.acked()
-	verifyDir(t, mem.Cut(vfs.CrashCloneCfg{}), "/db", w, acked)
-	must(t, w.s.Close())
-	if w.answers.Load() != w.commits.Load() || w.failures.Load() != 0 {
-		t.Errorf("%d commits, %d answers, %d failures", w.commits.Load(), w.answers.Load(), w.failures.Load())
-	}
 }
