@@ -467,6 +467,16 @@ func (o *Object) settleLocked(now time.Time) {
 	}
 }
 
+// rest is settle after output was released that was nobody's turn: it does not count as a use of the instance.
+func (o *Object) rest() {
+	o.mu.Lock()
+	if o.live == nil || o.act != nil {
+		o.mu.Unlock()
+		return
+	}
+	o.restLocked()
+}
+
 // restLocked is settle for an object without an instance: it lets go of what only
 // an object that does something needs, and of the record if nobody needs that. It
 // unlocks.
@@ -712,6 +722,7 @@ func (o *Object) AutoResponse(s *socket.Socket, text []byte) ([]byte, bool) {
 func (o *Object) Hold(s *socket.Socket, f socket.Frame) {
 	if l := o.outlet(); l != nil {
 		l.gate.Hold(output{sock: s, frame: f})
+		o.rest()
 	} else {
 		s.Emit(f)
 	}
@@ -733,6 +744,7 @@ func (o *Object) HoldBehindTurn(s *socket.Socket, f socket.Frame) {
 	}
 	a.mu.Unlock()
 	a.live.gate.Drain()
+	o.rest()
 }
 
 // Busy counts work that Quiet waits for.

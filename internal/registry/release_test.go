@@ -141,3 +141,34 @@ func (a *Activation) waits() bool {
 	}
 	return false
 }
+
+// TestNothingStaysOfOutputThatAnotherReleased: the poller has a frame to hold while an object's commit is confirmed, and
+// so releases all of its output.
+func TestNothingStaysOfOutputThatAnotherReleased(t *testing.T) {
+	c := newCrowd(t)
+	a := c.awaken("a")
+	o, l := a.obj, a.live
+	s, err := c.reg.Join(c.class, o.id, "a", socket.Tags{}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq := l.gate.Issue(true)
+	releasing, free, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	l.gate.Append(output{done: func(error) { close(releasing); <-free }})
+	if err := c.reg.Evict(t.Context(), o.id); err != nil {
+		t.Fatal(err)
+	}
+	l.gate.Confirm(seq)
+	go func() {
+		defer close(released)
+		o.Hold(s, socket.Frame{Bytes: []byte{0x8a, 0}})
+	}()
+	<-releasing
+	c.reg.releasers.add(l)
+	c.until(c.reg.Quiet)
+	close(free)
+	<-released
+	if o.outlet() != nil {
+		t.Error("an object at rest keeps what only others need")
+	}
+}
