@@ -103,6 +103,73 @@ func TestFailureReleasesWithTheErrorUntilForgiven(t *testing.T) {
 	s.expect(t, "c")
 }
 
+// TestOutputIsTakenThroughOnlyWhereNothingWaits, nothing has failed, and nobody is letting others go; else it is held like
+// any other. Whoever takes it through is overtaken by nobody.
+func TestOutputIsTakenThroughOnlyWhereNothingWaits(t *testing.T) {
+	s := newSink()
+	take := func(want bool, outs ...string) {
+		t.Helper()
+		if through := s.TakeThrough(outs); through != want {
+			t.Fatalf("%q taken through: %v, want %v", outs, through, want)
+		}
+	}
+	take(true, "a")
+	if s.Quiet() {
+		t.Fatal("quiet while output is on its way")
+	}
+	take(false, "b", "c")
+	s.Hold("d")
+	s.expect(t)
+	s.PassedThrough()
+	s.expect(t, "b", "c", "d")
+
+	one := s.Issue(true)
+	take(false, "e")
+	s.Drain()
+	s.expect(t)
+	s.Confirm(one)
+	take(false, "f") // behind e, which waits to be drained
+	s.Drain()
+	s.expect(t, "e", "f")
+
+	s.Fail(s.Issue(true), errors.New("disk"))
+	take(false, "g")
+	s.Drain()
+	s.expect(t, "g: disk")
+	s.Forgive()
+
+	s.Issue(false)
+	take(true, "h") // it need not wait
+	s.PassedThrough()
+	s.expect(t)
+}
+
+// TestWhatWasReleasedIsNotKept in the room that is kept for others.
+func TestWhatWasReleasedIsNotKept(t *testing.T) {
+	s := newSink()
+	one := s.Issue(true)
+	for range maxSpare / 2 {
+		s.Hold("a")
+	}
+	s.Open(one)
+	if cap(s.held) == 0 {
+		t.Fatal("no room is kept")
+	}
+	for i, h := range s.held[:cap(s.held)] {
+		if h.out != "" {
+			t.Errorf("%d of %d is kept", i, cap(s.held))
+		}
+	}
+	two := s.Issue(true)
+	for range 2 * maxSpare {
+		s.Hold("b")
+	}
+	s.Open(two)
+	if n := cap(s.held); n > maxSpare {
+		t.Errorf("room for %d is kept", n)
+	}
+}
+
 func TestOutputHeldDuringAReleaseKeepsItsPlace(t *testing.T) {
 	var got []string
 	var g Gate[string]
