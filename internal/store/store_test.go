@@ -389,6 +389,35 @@ func TestThrottleBlocksUntilThereIsRoom(t *testing.T) {
 	must(t, s.Close())
 }
 
+// A keepingEngine remembers the last group it was given, which the store uses again.
+type keepingEngine struct {
+	Engine
+	group []Commit
+}
+
+func (e *keepingEngine) Commit(group []Commit) []error {
+	e.group = group
+	return e.Engine.Commit(group)
+}
+
+// TestAnsweredWritesAreNotKept until the memory of their group is used for another.
+func TestAnsweredWritesAreNotKept(t *testing.T) {
+	e := &keepingEngine{Engine: newMemEngine(&memDisk{})}
+	s := New(e, Config{})
+	o := s.Object(ID{1}, "C", "")
+	for i := range 2 * maxSpareWrites { // too many for their map to be used again
+		must(t, o.Put(fmt.Sprint(i), []byte("value")))
+	}
+	must(t, commitWait(t, o))
+	for i, c := range e.group {
+		if c.Writes != nil {
+			t.Errorf("commit %d of %d keeps %d writes", i, len(e.group), len(c.Writes))
+		}
+	}
+	o.Close()
+	must(t, s.Close())
+}
+
 func TestAWriteSetAboveTheLimitIsRefused(t *testing.T) {
 	s := mustOpen(t, Config{})
 	o := s.Object(ID{1}, "C", "")
