@@ -345,6 +345,9 @@ func TestForeignWriterFencesTheObject(t *testing.T) {
 	if err := commitWait(t, o); !errors.Is(err, ErrFenced) {
 		t.Fatalf("commit: %v", err)
 	}
+	if v := get(t, o, "k"); v != "foreign" {
+		t.Errorf("the fenced handle reads %q, which nobody has", v)
+	}
 	must(t, o.Put("k", []byte("2")))
 	if err := commitWait(t, o); !errors.Is(err, ErrFenced) {
 		t.Fatalf("the next commit: %v", err)
