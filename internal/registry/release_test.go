@@ -35,6 +35,7 @@ func (c *crowd) awaken(name string) *Activation {
 // TestOutputOfOneObjectDelaysNoOther: that of many objects takes its time at once, while others are told that their
 // writes are durable, and are sent frames.
 func TestOutputOfOneObjectDelaysNoOther(t *testing.T) {
+	defer time.AfterFunc(2*patience, func() { panic("hangs: somebody is never told") }).Stop()
 	c := newCrowd(t)
 	write := func(turn *Turn) error {
 		turn.Wrote(true)
@@ -170,5 +171,80 @@ func TestNothingStaysOfOutputThatAnotherReleased(t *testing.T) {
 	<-released
 	if o.outlet() != nil {
 		t.Error("an object at rest keeps what only others need")
+	}
+}
+
+// TestARecordGoesWithItsLastOutput, though its instance was gone before, and leaves nothing that counts as busy.
+func TestARecordGoesWithItsLastOutput(t *testing.T) {
+	defer time.AfterFunc(2*patience, func() { panic("hangs: somebody is never told") }).Stop()
+	c := newCrowd(t)
+	a := c.awaken("o")
+	held, free := make(chan struct{}), make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := a.Do(context.Background(), func(turn *Turn) error {
+			a.live.frames.Add(1) // as if behind a frame
+			turn.Wrote(true)
+			if err := turn.act.Store.Put("key", []byte("value")); err != nil {
+				return err
+			}
+			return turn.Flush(func(err error) {
+				close(held)
+				<-free
+				a.live.frames.Add(-1)
+			})
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-held
+	c.until(func() bool {
+		c.clock.Advance(crowdIdle)
+		return c.reg.Stats().InMemory == 0
+	})
+	if n := c.reg.Stats().Records; n != 1 {
+		t.Errorf("%d records with output under way", n)
+	}
+	close(free)
+	done.Wait()
+	c.until(func() bool { return c.reg.Stats().Records == 0 && c.reg.busy.Load() == 0 })
+}
+
+// TestSentOutputIsNotKept in the memory that the next turn's takes.
+func TestSentOutputIsNotKept(t *testing.T) {
+	c := newCrowd(t)
+	a := c.awaken("o")
+	s, err := c.reg.Join(c.class, a.obj.id, "o", socket.Tags{}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(f func(*Turn) error) {
+		t.Helper()
+		if err := a.Do(context.Background(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, wrote := range []bool{false, true} {
+		do(func(turn *Turn) error {
+			if wrote {
+				turn.Wrote(true)
+				if err := turn.act.Store.Put("key", []byte("value")); err != nil {
+					return err
+				}
+			}
+			return turn.Send(s, socket.Frame{Bytes: []byte{0x81, 0}})
+		})
+		do(func(turn *Turn) error {
+			kept := turn.act.spareOuts
+			if cap(kept) == 0 {
+				t.Error("no memory is kept")
+			}
+			for _, out := range kept[:cap(kept)] {
+				if out.sock != nil || out.frame.Bytes != nil || out.work != nil {
+					t.Errorf("%+v is kept, written %v", out, wrote)
+				}
+			}
+			return nil
+		})
 	}
 }
