@@ -320,7 +320,8 @@ func TestWaitingBytesOfAnObjectAreLimited(t *testing.T) {
 	r.until("the second to wait", func() bool { return r.rt.Stats().Messages == 2 })
 	third.sendBinary(make([]byte, 50<<10))
 	third.expect("close:1013 bytes waiting for one object: 112640 is over the limit of 102400", "eof")
-	fourth.sendBinary(make([]byte, 40<<10))
+	fourth.sendBinary(make([]byte, 40<<10)) // to the limit
+	r.until("the fourth to wait", func() bool { return r.rt.Stats().Messages == 4 })
 	close(goOn)
 	r.hear("61440 bytes")
 	r.hear("bytes waiting for one object 112640/102400, 1013")
