@@ -846,6 +846,24 @@ func TestNetPipeAndTLSAreServed(t *testing.T) {
 	}
 }
 
+// TestBytesInFlightCountAsUnsent: what a goroutine is writing is still in memory.
+func TestBytesInFlightCountAsUnsent(t *testing.T) {
+	w := &world{T: t, p: newPoller(t, Options{}), pair: net.Pipe}
+	var r record
+	client := w.attach(&r)
+	all := make([]byte, maxUnsent-1)
+	if n, err := r.Write(all); n != len(all) || err != nil {
+		t.Fatalf("Write = %d, %v", n, err)
+	}
+	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil { // so the rest is in flight
+		t.Fatal(err)
+	}
+	if n, err := r.Write(all); n != 1 || err != nil {
+		t.Errorf("Write of a connection with %d bytes in flight = %d, %v", len(all), n, err)
+	}
+	client.Close()
+}
+
 // A peer that has stopped reading must not hold up Close, though tls.Conn.Close waits for it.
 func TestCloseOfFullTLSConnDoesNotWait(t *testing.T) {
 	w := &world{T: t, p: newPoller(t, Options{}), pair: tlsPairs(t)}

@@ -83,6 +83,28 @@ type ledger struct {
 
 func (l *ledger) replace(*Worker) { l.taken.Add(1); l.held++ }
 
+// TestAResumeBeforeTheLoopGoesOnIsNotLost: what is left to be read is, though the callback that was to read it says no more.
+func TestAResumeBeforeTheLoopGoesOnIsNotLost(t *testing.T) {
+	w := &world{T: t, p: newPoller(t, Options{BufferSize: 64}), pair: pairs(t, "tcp")}
+	read := make(chan int, 3)
+	_, client := w.runs(func(r *turner, wk *Worker, p []byte) bool {
+		wk.Enter(nil)
+		if len(p) == 64 {
+			r.Resume()
+		}
+		read <- len(p)
+		wk.Detach()
+		wk.Leave()
+		return false
+	})
+	client.Write(make([]byte, 64+32))
+	for _, want := range []int{64, 32} {
+		if n := wait(t, "Input", read); n != want {
+			t.Errorf("read %d bytes, want %d", n, want)
+		}
+	}
+}
+
 // However many goroutines detach, and whenever the worker leaves, one of them has the loop.
 func TestTokenIsTakenOnce(t *testing.T) {
 	var taken int32
