@@ -373,7 +373,10 @@ func TestDiscardingIsBounded(t *testing.T) {
 		b.event("error")
 		b.receive("close 1002")
 		b.receive("eof")
-		// By bytes: the peer that goes on sending is cut.
+		// By bytes, of which so many may come: the peer that goes on sending is cut.
+		if !b.s.Input(nil, make([]byte, b.owner.cfg.LingerBytes)) || !b.s.conn.Attached() {
+			t.Fatal("cut before the limit")
+		}
 		b.peer.SetWriteDeadline(time.Now().Add(hang))
 		var err error
 		for range 4096 {
