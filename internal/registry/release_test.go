@@ -176,37 +176,23 @@ func TestNothingStaysOfOutputThatAnotherReleased(t *testing.T) {
 
 // TestARecordGoesWithItsLastOutput, though its instance was gone before, and leaves nothing that counts as busy.
 func TestARecordGoesWithItsLastOutput(t *testing.T) {
-	defer time.AfterFunc(2*patience, func() { panic("hangs: somebody is never told") }).Stop()
 	c := newCrowd(t)
 	a := c.awaken("o")
-	held, free := make(chan struct{}), make(chan struct{})
-	var done sync.WaitGroup
-	done.Go(func() {
-		if err := a.Do(context.Background(), func(turn *Turn) error {
-			a.live.frames.Add(1) // as if behind a frame
-			turn.Wrote(true)
-			if err := turn.act.Store.Put("key", []byte("value")); err != nil {
-				return err
-			}
-			return turn.Flush(func(err error) {
-				close(held)
-				<-free
-				a.live.frames.Add(-1)
-			})
-		}); err != nil {
-			t.Error(err)
-		}
-	})
-	<-held
+	commit := a.live.gate.Issue(true)
+	released := make(chan error, 1)
+	a.live.gate.Hold(output{done: func(err error) { released <- err }})
 	c.until(func() bool {
 		c.clock.Advance(crowdIdle)
 		return c.reg.Stats().InMemory == 0
 	})
-	if n := c.reg.Stats().Records; n != 1 {
-		t.Errorf("%d records with output under way", n)
+	if n := c.reg.Stats().Records; n != 1 || len(released) != 0 {
+		t.Errorf("%d records, and %d outputs that left, before the commit is durable", n, len(released))
 	}
-	close(free)
-	done.Wait()
+	a.live.gate.Confirm(commit)
+	c.reg.releasers.add(a.live)
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
 	c.until(func() bool { return c.reg.Stats().Records == 0 && c.reg.busy.Load() == 0 })
 }
 
